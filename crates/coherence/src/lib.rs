@@ -1,0 +1,1 @@
+//! Who may read or write which page: events in, effects out.

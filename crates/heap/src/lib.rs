@@ -1,0 +1,1 @@
+//! The typed persistent heap: allocator, pointers, type descriptions, sections with undo, collections, locks, verify.

@@ -1,0 +1,1 @@
+//! One site: serves page faults from the store, runs stabilisations, keeps the directory of containers.
