@@ -1,0 +1,202 @@
+//! Linux: one userfaultfd for a process and store, sparse memfds, `PAGEMAP_SCAN`. The only folder of
+//! this crate with unsafe code. It decides nothing; what a failure means is the caller's business.
+//! Read [`Linux`] first.
+
+mod mapping;
+mod pagemap;
+pub(crate) mod place;
+pub(crate) mod probe;
+pub(crate) mod uffd;
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, ftruncate, memfd_create, seek};
+use rustix::io::{Errno, pread, pwrite, read, write};
+use stead_model::{ADDRESS_END, ADDRESS_START, Address};
+
+use super::{Mode, Progress, RawFault, Scanned, Sys, WrittenRun};
+use crate::support::{Allowed, Unsupported};
+
+pub use mapping::Area;
+
+/// Memory of this process, as the kernel keeps it.
+#[derive(Debug)]
+pub struct Linux {
+    uffd: uffd::Uffd,
+    pagemap: File,
+    bell: OwnedFd,
+}
+
+impl Linux {
+    /// Opens what is needed, as far as `allowed` lets it.
+    ///
+    /// # Errors
+    /// Names the first needed thing that kernel, user or container refuse.
+    pub fn open(allowed: Allowed) -> Result<Linux, Unsupported> {
+        let uffd = uffd::Uffd::open(allowed)?;
+        let pagemap = pagemap::open(allowed)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| Unsupported::call("eventfd", errno))?;
+        Ok(Linux { uffd, pagemap, bell })
+    }
+
+    /// Whether faults taken inside system calls are refused (the call gets `EFAULT`).
+    #[must_use]
+    pub fn user_mode_only(&self) -> bool {
+        self.uffd.user_mode_only
+    }
+}
+
+impl Sys for Linux {
+    type Area = Area;
+    type Frames = OwnedFd;
+
+    fn reserve(&self, base: Address, byte_len: usize) -> Result<Area, Errno> {
+        Area::reserve(base, byte_len)
+    }
+
+    fn reserve_volatile(&self, byte_len: usize) -> Result<(Area, Address), Errno> {
+        let area = Area::volatile(byte_len)?;
+        let base = area.base();
+        // The containers' range must stay free for containers. The kernel gives addresses from the
+        // top down and never came near it, but nothing promises that.
+        if base.0 < ADDRESS_END && base.0 + byte_len > ADDRESS_START {
+            return Err(Errno::NOMEM);
+        }
+        Ok((area, base))
+    }
+
+    fn occupant(&self, base: Address, byte_len: usize) -> String {
+        mapping::occupants(base.0, base.0 + byte_len).into_iter().next().unwrap_or_default()
+    }
+
+    fn new_frames(&self, byte_len: u64) -> Result<OwnedFd, Errno> {
+        let frames = memfd_create("stead-cluster", MemfdFlags::CLOEXEC)?;
+        ftruncate(&frames, byte_len)?;
+        Ok(frames)
+    }
+
+    fn extend_frames(&self, frames: &OwnedFd, byte_len: u64) -> Result<(), Errno> {
+        ftruncate(frames, byte_len)
+    }
+
+    fn map(
+        &self,
+        area: &Area,
+        at: Address,
+        byte_len: usize,
+        frames: &OwnedFd,
+        offset: u64,
+        mode: Mode,
+    ) -> Result<(), Errno> {
+        area.map(at, byte_len, frames.as_fd(), offset)?;
+        let registered = self.uffd.register(at.0, byte_len, mode);
+        if registered.is_err() {
+            area.unmap(at, byte_len);
+        }
+        registered
+    }
+
+    fn unmap(&self, area: &Area, at: Address, byte_len: usize) {
+        area.unmap(at, byte_len);
+        // Removing a registered mapping does not wake those who wait in it.
+        let woken = self.uffd.wake(at.0, byte_len);
+        debug_assert_eq!(woken, Ok(()));
+    }
+
+    fn wait(
+        &self,
+        scratch: &mut [u8],
+        found: &mut Vec<RawFault>,
+        timeout: Option<Duration>,
+    ) -> Result<bool, Errno> {
+        let timeout = timeout.map(|t| Timespec {
+            tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: t.subsec_nanos().into(),
+        });
+        let mut fds =
+            [PollFd::new(&self.uffd.fd, PollFlags::IN), PollFd::new(&self.bell, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        let rung = !fds[1].revents().is_empty();
+        if rung {
+            // Reading resets the counter; an empty one means that someone else has reset it.
+            match read(&self.bell, &mut [0u8; 8]) {
+                Ok(_) | Err(Errno::AGAIN) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        if !fds[0].revents().is_empty() {
+            self.uffd.read(scratch, found)?;
+        }
+        Ok(rung)
+    }
+
+    fn ring(&self) {
+        // Refused only when the counter is full, and then the bell is ringing anyway.
+        let _ = write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    fn map_pages(&self, at: Address, byte_len: usize, protect: bool) -> Progress {
+        self.uffd.map_pages(at.0, byte_len, protect)
+    }
+
+    fn protect(&self, at: Address, byte_len: usize) -> Result<(), Errno> {
+        self.uffd.protect(at.0, byte_len)
+    }
+
+    fn wake(&self, at: Address, byte_len: usize) -> Result<(), Errno> {
+        self.uffd.wake(at.0, byte_len)
+    }
+
+    fn poison(&self, at: Address) -> Result<(), Errno> {
+        self.uffd.poison(at.0)
+    }
+
+    fn scan(
+        &self,
+        at: Address,
+        byte_len: usize,
+        protect: bool,
+        runs: &mut [WrittenRun],
+    ) -> Result<Scanned, Errno> {
+        pagemap::scan(&self.pagemap, at.0, byte_len, protect, runs)
+    }
+
+    fn read(&self, frames: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        pread(frames, buf, offset)
+    }
+
+    fn write(&self, frames: &OwnedFd, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        pwrite(frames, bytes, offset)
+    }
+
+    fn allocate(&self, frames: &OwnedFd, offset: u64, byte_len: u64) -> Result<(), Errno> {
+        fallocate(frames, FallocateFlags::empty(), offset, byte_len)
+    }
+
+    fn next_present(
+        &self,
+        frames: &OwnedFd,
+        offset: u64,
+        end: u64,
+    ) -> Result<Option<(u64, u64)>, Errno> {
+        // The file's position means nothing to anyone: frames are read and written at offsets.
+        let start = match seek(frames, SeekFrom::Data(offset)) {
+            Ok(start) if start < end => start,
+            Ok(_) | Err(Errno::NXIO) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        let hole = seek(frames, SeekFrom::Hole(start))?;
+        Ok(Some((start, hole.min(end))))
+    }
+
+    fn punch(&self, frames: &OwnedFd, offset: u64, byte_len: u64) -> Result<(), Errno> {
+        fallocate(frames, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, byte_len)
+    }
+}

@@ -1,0 +1,1 @@
+//! A simulated twin of the system. Empty so far.
