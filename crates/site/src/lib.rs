@@ -1,1 +1,24 @@
-//! One site: serves page faults from the store, runs stabilisations, keeps the directory of containers.
+//! One site: it serves page faults from the store, takes stabilisations, and keeps the directory of
+//! containers (A6, A7, B1, B5, B8, D1).
+//!
+//! What is decided lies in [`step`] and is pure; `driver` performs it with threads, clocks and files.
+//! No type of any program is known here. Read [`Site`] first, then [`container::Opened`].
+
+pub mod container;
+mod directory;
+mod driver;
+pub mod error;
+mod join;
+pub mod options;
+pub mod site;
+pub mod stat;
+pub mod step;
+
+pub use container::Opened;
+pub use error::{ContainerError, OpenError, SectionError, StabiliseError};
+pub use join::Typed;
+pub use options::{ContainerOptions, OpenOptions};
+pub use site::{Site, Stable};
+pub use stat::{ContainerStat, Counters, SiteStat};
+pub use stead_heap::Report as CheckReport;
+pub use stead_memory::{Finding, Support};

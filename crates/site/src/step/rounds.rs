@@ -56,8 +56,9 @@ pub enum Effect {
     Capture,
     /// Open the gates, then write the record and flush it.
     OpenAndCommit,
-    /// Put every page that was copied back among the dirty: nothing became stable.
-    GiveBack,
+    /// Nothing became stable. What was copied is kept for the next round: a page in it is as it was
+    /// copied, or dirty again.
+    KeepCopies,
     /// The round is over.
     Done {
         /// Whether its state is stable now.
@@ -137,8 +138,7 @@ impl Rounds {
     pub fn is_due(&self, now: Duration, new_pages: u64) -> bool {
         // A defeated round waits out its pause even when the amount is exceeded.
         let paused = self.defeats_in_a_row > 0 && self.due_at.is_some_and(|at| now < at);
-        self.due_at.is_some_and(|at| now >= at)
-            || (new_pages >= self.pace.new_pages_max && !paused)
+        self.due_at.is_some_and(|at| now >= at) || (new_pages >= self.pace.new_pages_max && !paused)
     }
 
     /// How long the background may sleep before it has to ask [`Rounds::is_due`] again.
@@ -179,7 +179,7 @@ impl Rounds {
                 if self.pace.interval.is_some() {
                     self.due_at = Some(now + RETRY);
                 }
-                Effect::GiveBack
+                Effect::KeepCopies
             }
             (Phase::Capturing, Event::Captured { page_count }) => {
                 self.phase = Phase::Committing;
@@ -193,10 +193,10 @@ impl Rounds {
                 self.due_at = self.pace.interval.map(|i| now + i);
                 Effect::Done { stable: true }
             }
-            (Phase::Committing, Event::Failed) => {
+            (Phase::Capturing | Phase::Committing, Event::Failed) => {
                 self.phase = Phase::Idle;
                 self.due_at = self.pace.interval.map(|i| now + i);
-                Effect::GiveBack
+                Effect::KeepCopies
             }
             (phase, event) => unreachable!("{event:?} while {phase:?}"),
         }
@@ -237,7 +237,7 @@ mod tests {
                     assert!(stable);
                     return;
                 }
-                Effect::GiveBack => unreachable!("nothing failed"),
+                Effect::KeepCopies => unreachable!("nothing failed"),
             };
         }
     }
@@ -264,10 +264,7 @@ mod tests {
         r.step(0 * MS, Event::Captured { page_count: 900 });
         r.step(0 * MS, Event::Committed);
         let within = BACKGROUND_GATE;
-        assert_eq!(
-            r.step(0 * MS, Event::Begin(Wish::Background)),
-            Effect::CloseGates { within }
-        );
+        assert_eq!(r.step(0 * MS, Event::Begin(Wish::Background)), Effect::CloseGates { within });
         r.step(0 * MS, Event::Drained);
         r.step(0 * MS, Event::Captured { page_count: 900 });
         r.step(0 * MS, Event::Committed);
@@ -282,7 +279,7 @@ mod tests {
             let now = 10_000 * MS * (attempt + 1);
             let effect = r.step(now, Event::Begin(Wish::Background));
             assert_eq!(effect, Effect::CloseGates { within: patience });
-            assert_eq!(r.step(now, Event::Held), Effect::GiveBack);
+            assert_eq!(r.step(now, Event::Held), Effect::KeepCopies);
             assert!(!r.is_due(now, 1_000_000), "paused though much is new");
             assert!(r.is_due(now + RETRY, 0));
             patience = (patience * 2).min(BACKGROUND_GATE_MAX);
@@ -298,7 +295,7 @@ mod tests {
         r.step(0 * MS, Event::Begin(Wish::Asked { gate: 5 * MS }));
         r.step(0 * MS, Event::Drained);
         r.step(0 * MS, Event::Captured { page_count: 4 });
-        assert_eq!(r.step(0 * MS, Event::Failed), Effect::GiveBack);
+        assert_eq!(r.step(0 * MS, Event::Failed), Effect::KeepCopies);
         assert_eq!(
             r.step(0 * MS, Event::Begin(Wish::Asked { gate: 5 * MS })),
             Effect::CloseGates { within: 5 * MS }

@@ -1,0 +1,287 @@
+//! `stead demo`: threads move money between accounts in a container, their process is killed at random
+//! moments, and what is found afterwards is held against what was promised (A6, B1). Read [`Demo::run`]
+//! first; [`work`] is the program that is killed.
+
+use std::io::{BufRead, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use stead::{Container, Mutex, Persist, Result, Store, Vec};
+
+use crate::Outcome;
+
+const ACCOUNTS: usize = 1000;
+const START_BALANCE: i64 = 1000;
+const THREADS: usize = 4;
+
+/// Options of the demo.
+#[derive(clap::Args)]
+pub(crate) struct Demo {
+    /// How often to kill the process
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    kills: u32,
+    /// Where to keep the store (default: a new directory that is removed at the end)
+    #[arg(long)]
+    store: Option<PathBuf>,
+    /// Be the process that is killed
+    #[arg(long, hide = true, requires = "store")]
+    work: bool,
+}
+
+#[derive(Persist)]
+#[repr(C)]
+struct Account {
+    balance: i64,
+    transfers: u64,
+}
+
+#[derive(Persist)]
+#[repr(C)]
+struct Bank<'s> {
+    accounts: Vec<'s, Mutex<'s, Account>>,
+    /// Transfers that each thread has made: counted in the section that makes them.
+    made: Vec<'s, Mutex<'s, u64>>,
+}
+
+fn bank(store: &Store) -> Result<Container<Bank<'static>>> {
+    store.container("bank", |tx| {
+        let mut accounts = Vec::with_capacity(tx, ACCOUNTS)?;
+        for _ in 0..ACCOUNTS {
+            accounts.push(tx, Mutex::new(Account { balance: START_BALANCE, transfers: 0 }))?;
+        }
+        let mut made = Vec::with_capacity(tx, THREADS)?;
+        for _ in 0..THREADS {
+            made.push(tx, Mutex::new(0))?;
+        }
+        Ok(Bank { accounts, made })
+    })
+}
+
+/// Moves some money from one account to another, in a section of its own. The thread's count after
+/// it.
+fn transfer(bank: &Container<Bank<'static>>, thread: usize) -> Result<u64> {
+    let from = fastrand::usize(..ACCOUNTS);
+    let to = (from + fastrand::usize(1..ACCOUNTS)) % ACCOUNTS;
+    let amount = fastrand::i64(1..=100);
+    bank.write(|root, tx| -> Result<_> {
+        // Locks are taken in any order: who would close a circle is undone and tried again.
+        let mut a = root.accounts[from].lock(tx)?;
+        a.balance -= amount;
+        a.transfers += 1;
+        let mut b = root.accounts[to].lock(tx)?;
+        b.balance += amount;
+        b.transfers += 1;
+        let mut made = root.made[thread].lock(tx)?;
+        *made += 1;
+        Ok(*made)
+    })
+}
+
+/// What a bank holds, seen at one moment.
+struct Books {
+    total: i64,
+    /// Sum of the accounts' own counts: two for each transfer.
+    ends: u64,
+    made: std::vec::Vec<u64>,
+}
+
+fn books(bank: &Container<Bank<'static>>) -> Result<Books> {
+    bank.exclusive(|root, tx| -> Result<_> {
+        let mut books = Books { total: 0, ends: 0, made: std::vec::Vec::new() };
+        for account in root.accounts.iter() {
+            let account = account.lock(tx)?;
+            books.total += account.balance;
+            books.ends += account.transfers;
+        }
+        for made in root.made.iter() {
+            books.made.push(*made.lock(tx)?);
+        }
+        Ok(books)
+    })
+}
+
+/// The program that is killed: moves money for ever, and says on standard output what stabilise() has
+/// acknowledged.
+fn work(dir: &Path) -> Result<()> {
+    let store = stead::open(dir)?;
+    let bank = bank(&store)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let threads: std::vec::Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let (store, bank) = (&store, &bank);
+                scope.spawn(move || -> Result<()> {
+                    loop {
+                        let mut made = 0;
+                        for _ in 0..fastrand::u32(1..2000) {
+                            made = transfer(bank, thread)?;
+                        }
+                        store.stabilise()?;
+                        // A line is written in one piece; the parent may be gone.
+                        if std::io::stdout()
+                            .write_all(format!("{thread} {made}\n").as_bytes())
+                            .is_err()
+                        {
+                            return Ok(());
+                        }
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("a worker does not panic")?;
+        }
+        Ok(())
+    })
+}
+
+/// What all kills together showed.
+#[derive(Default)]
+struct Tally {
+    transfers: u64,
+    acknowledged: u64,
+    acknowledgements: u64,
+    survived_unasked: u64,
+    open_us: std::vec::Vec<u128>,
+    wrong: std::vec::Vec<String>,
+}
+
+impl Demo {
+    /// Kills, opens, checks, again and again.
+    pub(crate) fn run(self) -> Outcome {
+        if self.work {
+            work(&self.store.expect("clap requires --store"))?;
+            return Ok(true);
+        }
+        let started = Instant::now();
+        let (dir, is_ours) = match self.store {
+            Some(dir) => (dir, false),
+            None => {
+                let name = format!("stead-demo-{}", std::process::id());
+                (std::env::temp_dir().join(name), true)
+            }
+        };
+        println!(
+            "{ACCOUNTS} accounts of {START_BALANCE}, {THREADS} threads, {} kills; store in {}",
+            self.kills,
+            dir.display()
+        );
+        let mut tally = Tally::default();
+        let mut acknowledged = std::vec![0; THREADS];
+        let bar = indicatif::ProgressBar::new(self.kills.into());
+        for kill in 1..=self.kills {
+            let lines = run_and_kill(&dir)?;
+            for (thread, made) in lines {
+                acknowledged[thread] = acknowledged[thread].max(made);
+                tally.acknowledgements += 1;
+            }
+            check(&dir, kill, &mut acknowledged, &mut tally)?;
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        tally.print(self.kills, started.elapsed());
+        let all_well = tally.wrong.is_empty();
+        if is_ours && all_well {
+            std::fs::remove_dir_all(&dir)?;
+        }
+        Ok(all_well)
+    }
+}
+
+/// Starts the worker, kills it at a random moment, and returns what it said.
+fn run_and_kill(dir: &Path) -> Result<std::vec::Vec<(usize, u64)>, Box<dyn std::error::Error>> {
+    let mut worker: Child = Command::new(std::env::current_exe()?)
+        .args(["demo", "--work", "--store"])
+        .arg(dir)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = worker.stdout.take().expect("stdout is piped");
+    let reader = std::thread::spawn(move || {
+        BufReader::new(stdout).lines().map_while(|l| l.ok()).collect::<std::vec::Vec<String>>()
+    });
+    std::thread::sleep(Duration::from_micros(fastrand::u64(0..200_000)));
+    // It may have ended by itself, which is an error that its status shows.
+    let ended = worker.try_wait()?;
+    worker.kill()?;
+    worker.wait()?;
+    if let Some(status) = ended {
+        return Err(format!("the worker ended by itself: {status}").into());
+    }
+    let lines = reader.join().expect("the reader does not panic");
+    Ok(lines.iter().filter_map(|line| parse(line)).collect())
+}
+
+/// A whole line of the worker; a line that the kill cut off acknowledges nothing.
+fn parse(line: &str) -> Option<(usize, u64)> {
+    let (thread, made) = line.split_once(' ')?;
+    Some((thread.parse().ok()?, made.parse().ok()?))
+}
+
+/// Opens the store as a killed worker left it, and holds it against what was promised.
+fn check(
+    dir: &Path,
+    kill: u32,
+    acknowledged: &mut [u64],
+    tally: &mut Tally,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let opening = Instant::now();
+    let store = stead::open(dir)?;
+    let bank = bank(&store)?;
+    bank.read(|root, _| root.accounts.len())?;
+    tally.open_us.push(opening.elapsed().as_micros());
+    let Books { total, ends, made } = books(&bank)?;
+    let whole = ACCOUNTS as i64 * START_BALANCE;
+    if total != whole {
+        tally.wrong.push(format!("kill {kill}: the accounts hold {total} instead of {whole}"));
+    }
+    let transfers: u64 = made.iter().sum();
+    if ends != 2 * transfers {
+        tally.wrong.push(format!(
+            "kill {kill}: the accounts saw {ends} ends of {transfers} transfers, not two of each"
+        ));
+    }
+    for (thread, (&made, known)) in made.iter().zip(acknowledged).enumerate() {
+        if made < *known {
+            tally.wrong.push(format!(
+                "kill {kill}: thread {thread} was told that {known} transfers are stable; {made} are left"
+            ));
+        }
+        tally.survived_unasked += made.saturating_sub(*known);
+        // What was found after a restart is stable, so it is to stay from now on.
+        *known = made;
+    }
+    let report = store.site().verify_container(&store.site().existing("bank")?)?;
+    if let Some(bad) = &report.first_bad {
+        tally.wrong.push(format!("kill {kill}: {bad}"));
+    }
+    tally.transfers = transfers;
+    tally.acknowledged = acknowledged.iter().sum();
+    Ok(())
+}
+
+impl Tally {
+    fn print(&mut self, kills: u32, time: Duration) {
+        self.open_us.sort_unstable();
+        let open = |q: usize| self.open_us[(self.open_us.len() - 1) * q / 100] as f64 / 1000.0;
+        println!("{kills} kills in {:.1} s", time.as_secs_f64());
+        println!("  transfers in the books        {}", self.transfers);
+        println!("  acknowledgements checked      {}", self.acknowledgements);
+        println!(
+            "  found beyond those            {} (stable already when the kill came)",
+            self.survived_unasked
+        );
+        println!(
+            "  opening after the kill        median {:.1} ms, worst {:.1} ms",
+            open(50),
+            open(100)
+        );
+        if self.wrong.is_empty() {
+            println!(
+                "no money lost, no section by half, nothing acknowledged gone, every pointer sound"
+            );
+        }
+        for wrong in &self.wrong {
+            println!("WRONG: {wrong}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! An open container: its mappings, its gate, its heap. How its sections run lies in `join`; what
+//! enters its pages in `driver`. Read [`Opened`] first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+
+use stead_heap::{Arena, GroundError, RootError, TypeDescription};
+use stead_memory::{Cluster, ClusterKey, Gate, MapError, Mode, Reservation, Shadow, Space};
+use stead_model::{Address, ContainerId, PAGES_PER_WINDOW, PageNo, PageRange};
+
+use crate::error::ContainerError;
+
+/// The clusters whose faults this site serves.
+#[derive(Debug, Default)]
+pub(crate) struct ClusterTable {
+    by_key: RwLock<HashMap<ClusterKey, Arc<Served>>>,
+    touched: std::sync::atomic::AtomicU64,
+}
+
+/// A cluster as the fault loop sees it.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) container: ContainerId,
+    pub(crate) name: Arc<str>,
+    pub(crate) base: Address,
+    was_touched: AtomicBool,
+}
+
+impl ClusterTable {
+    pub(crate) fn get(&self, key: ClusterKey) -> Option<Arc<Served>> {
+        self.by_key.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    }
+
+    fn add(&self, served: Served) {
+        let mut table = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
+        table.insert(served.cluster.key(), Arc::new(served));
+    }
+
+    fn remove(&self, key: ClusterKey) {
+        self.by_key.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+
+    /// Counts the first fault in a cluster: the second of the three levels of A7.
+    pub(crate) fn count_touch(&self, served: &Served) {
+        if !served.was_touched.load(Ordering::Relaxed)
+            && !served.was_touched.swap(true, Ordering::Relaxed)
+        {
+            self.touched.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn touched_count(&self) -> u64 {
+        self.touched.load(Ordering::Relaxed)
+    }
+}
+
+/// Where a container lies: its reservation, and the clusters mapped over it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) container: ContainerId,
+    pub(crate) name: Arc<str>,
+    pub(crate) shadow: Shadow,
+    mode: Mode,
+    space: Arc<Space>,
+    table: Arc<ClusterTable>,
+    clusters: RwLock<Clusters>,
+    /// Last, so that it is given up after all that lies in it.
+    pub(crate) reservation: Reservation,
+}
+
+#[derive(Debug, Default)]
+struct Clusters {
+    by_number: BTreeMap<u16, Arc<Cluster>>,
+    by_window: Vec<Option<Arc<Cluster>>>,
+}
+
+impl Place {
+    pub(crate) fn new(
+        space: &Arc<Space>,
+        table: &Arc<ClusterTable>,
+        reservation: Reservation,
+        name: &str,
+        mode: Mode,
+    ) -> Result<Place, MapError> {
+        let shadow = Shadow::new(&reservation)?;
+        let windows = reservation.windows() as usize;
+        Ok(Place {
+            container: reservation.container(),
+            name: name.into(),
+            shadow,
+            mode,
+            space: Arc::clone(space),
+            table: Arc::clone(table),
+            clusters: RwLock::new(Clusters {
+                by_number: BTreeMap::new(),
+                by_window: vec![None; windows],
+            }),
+            reservation,
+        })
+    }
+
+    /// Maps windows of the container as part of a cluster, which is made if it is new.
+    pub(crate) fn map(&self, number: u16, windows: &[u32]) -> Result<(), MapError> {
+        let mut clusters = self.clusters.write().unwrap_or_else(PoisonError::into_inner);
+        let cluster = match clusters.by_number.get(&number) {
+            Some(cluster) => {
+                cluster.add_windows(windows)?;
+                Arc::clone(cluster)
+            }
+            None => {
+                let cluster =
+                    Arc::new(self.space.map_cluster(&self.reservation, windows, self.mode)?);
+                self.table.add(Served {
+                    cluster: Arc::clone(&cluster),
+                    container: self.container,
+                    name: Arc::clone(&self.name),
+                    base: self.reservation.base(),
+                    was_touched: AtomicBool::new(false),
+                });
+                clusters.by_number.insert(number, Arc::clone(&cluster));
+                cluster
+            }
+        };
+        for &window in windows {
+            clusters.by_window[window as usize] = Some(Arc::clone(&cluster));
+        }
+        Ok(())
+    }
+
+    /// Maps windows for the heap, in its words.
+    pub(crate) fn assign(&self, first: u32, count: u32, number: u16) -> Result<(), GroundError> {
+        let windows: Vec<u32> = (first..first + count).collect();
+        self.map(number, &windows).map_err(|e| GroundError::Refused(e.to_string()))
+    }
+
+    pub(crate) fn cluster_of(&self, page: PageNo) -> Option<Arc<Cluster>> {
+        let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
+        clusters.by_window.get(page.window() as usize)?.clone()
+    }
+
+    pub(crate) fn clusters(&self) -> Vec<Arc<Cluster>> {
+        let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
+        clusters.by_number.values().cloned().collect()
+    }
+
+    /// Which cluster each of its windows belongs to, by number of cluster.
+    pub(crate) fn windows_of(&self) -> BTreeMap<u16, Vec<u32>> {
+        let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
+        clusters.by_number.iter().map(|(number, c)| (*number, c.windows())).collect()
+    }
+
+    /// The pages of the window that holds `page`.
+    pub(crate) fn window_bounds(page: PageNo) -> PageRange {
+        let start = page.0 - page.0 % PAGES_PER_WINDOW;
+        PageRange::new(start, start + PAGES_PER_WINDOW)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for cluster in self.clusters() {
+            self.table.remove(cluster.key());
+        }
+    }
+}
+
+/// A container that is open in this process.
+#[derive(Debug)]
+pub struct Opened {
+    pub(crate) gate: Gate,
+    pub(crate) arena: Arena,
+    pub(crate) place: Arc<Place>,
+    pub(crate) changes: Changes,
+    /// Whether it was filled ahead, where that is needed.
+    pub(crate) filled: AtomicBool,
+}
+
+impl Opened {
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> ContainerId {
+        self.place.container
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.place.name
+    }
+
+    /// Its first address, the same for as long as it lives (D1).
+    #[must_use]
+    pub fn base(&self) -> Address {
+        self.place.reservation.base()
+    }
+
+    /// What type its root has; `None` while it has no root.
+    #[must_use]
+    pub fn root_type(&self) -> Option<TypeDescription> {
+        self.arena.root_type()
+    }
+
+    pub(crate) fn root_error(&self, source: RootError) -> ContainerError {
+        let name = self.name().to_owned();
+        match source {
+            RootError::OtherType(both) => {
+                ContainerError::OtherType { name, source: Box::new(both) }
+            }
+            source => ContainerError::Root { name, source },
+        }
+    }
+}
+
+/// Lets a program wait for somebody's change with no section open.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    waiters: AtomicU32,
+    count: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Changes {
+    /// Said after each section that changed something: a load of a line that nobody writes unless a
+    /// program waits.
+    #[inline]
+    pub(crate) fn notify(&self) {
+        if self.waiters.load(Ordering::Relaxed) != 0 {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_all();
+    }
+
+    /// Announces a waiter until what it returns is dropped.
+    pub(crate) fn announce(&self) -> Waiting<'_> {
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        Waiting { changes: self }
+    }
+}
+
+/// A program that waits for a change.
+pub(crate) struct Waiting<'c> {
+    changes: &'c Changes,
+}
+
+impl Waiting<'_> {
+    /// How many changes there were; to be asked before looking at the data.
+    pub(crate) fn count(&self) -> u64 {
+        *self.changes.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there were more than `seen`.
+    pub(crate) fn wait(&self, seen: u64) {
+        let count = self.changes.count.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changes.changed.wait_while(count, |now| *now == seen));
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.changes.waiters.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,303 @@
+//! Takes a stabilisation: copies dirty pages, closes the gates and drains, copies the rest, commits
+//! (B1, B4, B5, B8). In which order is decided in `step::rounds`. Runs on the thread that asked for it, never
+//! on the fault loop. Read [`RoundTable::stabilise`] first.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use stead_memory::{CloseError, Closed, Gate, Scan, close_writers};
+use stead_model::{PAGE_SIZE, PageId, PageNo, PageRange};
+use stead_store::{Batch, Committed};
+
+use super::Shared;
+use crate::container::Opened;
+use crate::error::StabiliseError;
+use crate::site::Stable;
+use crate::step::rounds::{Effect, Event, Pace, Rounds, Wish};
+
+/// The rounds of a site: one at a time; who comes while one is under way waits for the next, together
+/// with all others who came meanwhile.
+pub(crate) struct RoundTable {
+    state: Mutex<RoundState>,
+    /// Rounds begun. A round that began after a program asked covers all that the program had done.
+    begun: AtomicU64,
+    counts: RoundCounts,
+}
+
+/// Times and amounts of rounds, for `stat`.
+#[derive(Debug, Default)]
+pub(crate) struct RoundCounts {
+    pub(crate) rounds: AtomicU64,
+    pub(crate) defeats: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) pages: AtomicU64,
+    pub(crate) bytes_written: AtomicU64,
+    pub(crate) flushes: AtomicU64,
+    pub(crate) scan_us_last: AtomicU64,
+    pub(crate) pause_us_last: AtomicU64,
+    pub(crate) pause_us_max: AtomicU64,
+}
+
+struct RoundState {
+    rounds: Rounds,
+    /// What was copied. Kept over a failed round: a page in it that is not dirty again is as it was.
+    batch: Batch,
+    dirty: Vec<PageRange>,
+    /// The last round that ended well, and what it made stable.
+    last: Option<(u64, Stable)>,
+    /// New pages there were when the last round ended.
+    new_pages_seen: u64,
+    failure: Option<Arc<StabiliseError>>,
+}
+
+impl RoundTable {
+    pub(crate) fn new(pace: Pace, batch: Batch) -> Self {
+        RoundTable {
+            state: Mutex::new(RoundState {
+                rounds: Rounds::new(pace, Duration::ZERO),
+                batch,
+                dirty: Vec::new(),
+                last: None,
+                new_pages_seen: 0,
+                failure: None,
+            }),
+            begun: AtomicU64::new(0),
+            counts: RoundCounts::default(),
+        }
+    }
+
+    pub(crate) fn counts(&self) -> &RoundCounts {
+        &self.counts
+    }
+
+    /// Why the last round by the background failed, until one succeeds.
+    pub(crate) fn failure(&self) -> Option<Arc<StabiliseError>> {
+        self.lock().failure.clone()
+    }
+
+    /// Durable on return: everything that sections had done before the call.
+    pub(crate) fn stabilise(
+        &self,
+        shared: &Shared,
+        gate: Duration,
+    ) -> Result<Stable, StabiliseError> {
+        let asked_after = self.begun.load(Ordering::SeqCst);
+        let mut state = self.lock();
+        if let Some((round, stable)) = state.last
+            && round > asked_after
+        {
+            return Ok(stable);
+        }
+        self.run(shared, &mut state, Wish::Asked { gate })
+    }
+
+    /// A background round, if it is time for one.
+    pub(crate) fn tick(&self, shared: &Shared) {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(p)) => p.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let new_pages = shared.space.counters().pages_zeroed - state.new_pages_seen;
+        if state.rounds.is_due(shared.now(), new_pages) {
+            let outcome = self.run(shared, &mut state, Wish::Background);
+            state.failure = match outcome {
+                Ok(_) => None,
+                // Somebody's section stayed open: tried again soon.
+                Err(StabiliseError::Held(_)) => state.failure.take(),
+                Err(error) => Some(Arc::new(error)),
+            };
+        }
+    }
+
+    pub(crate) fn sleep_from(&self, now: Duration) -> Duration {
+        self.lock().rounds.sleep_from(now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RoundState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(
+        &self,
+        shared: &Shared,
+        state: &mut RoundState,
+        wish: Wish,
+    ) -> Result<Stable, StabiliseError> {
+        let round = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let containers = shared.containers();
+        let gates: Vec<&Gate> = containers.iter().map(|c| &c.gate).collect();
+        let mut closed: Option<(Closed<'_>, Instant)> = None;
+        let mut outcome = None;
+        let new_pages_now = shared.space.counters().pages_zeroed;
+        let mut effect = state.rounds.step(shared.now(), Event::Begin(wish));
+        loop {
+            let event = match effect {
+                Effect::PreCopy => {
+                    let copied = self.copy_dirty(state, &containers);
+                    match copied {
+                        Ok(page_count) => Event::PreCopied { page_count },
+                        // What could not be copied is dirty still, as nothing was taken from the
+                        // dirty set that is not in the batch: the capture meets the same error.
+                        Err(_) => Event::PreCopied { page_count: 0 },
+                    }
+                }
+                Effect::CloseGates { within } => {
+                    let began = Instant::now();
+                    match close_writers(&gates, Some(began + within)) {
+                        Ok(all) => {
+                            closed = Some((all, began));
+                            Event::Drained
+                        }
+                        Err(error) => {
+                            RoundCounts::add(&self.counts.defeats, 1);
+                            outcome = Some(Err(match error {
+                                CloseError::Nested => StabiliseError::InSection,
+                                CloseError::Held(held) => StabiliseError::Held(held),
+                            }));
+                            Event::Held
+                        }
+                    }
+                }
+                Effect::Capture => {
+                    self.take_freed(state, &containers);
+                    match self.copy_dirty(state, &containers) {
+                        Ok(page_count) => Event::Captured { page_count },
+                        Err(error) => {
+                            self.open(&mut closed);
+                            outcome = Some(Err(error));
+                            Event::Failed
+                        }
+                    }
+                }
+                Effect::OpenAndCommit => {
+                    self.open(&mut closed);
+                    match shared.store.commit(&mut state.batch) {
+                        Ok(committed) => {
+                            self.count(&committed);
+                            let stable = Stable { number: committed.sequence };
+                            state.last = Some((round, stable));
+                            state.new_pages_seen = new_pages_now;
+                            outcome = Some(Ok(stable));
+                            if committed.maintain_soon {
+                                shared.wake_background();
+                            }
+                            Event::Committed
+                        }
+                        Err(error) => {
+                            RoundCounts::add(&self.counts.failures, 1);
+                            outcome = Some(Err(error.into()));
+                            Event::Failed
+                        }
+                    }
+                }
+                // The batch keeps what was copied: such a page is as it was copied, or dirty again.
+                Effect::KeepCopies | Effect::Done { .. } => {
+                    return outcome.expect("a round that is over has ended well or not");
+                }
+            };
+            effect = state.rounds.step(shared.now(), event);
+        }
+    }
+
+    fn open(&self, closed: &mut Option<(Closed<'_>, Instant)>) {
+        if let Some((gates, began)) = closed.take() {
+            drop(gates);
+            let pause_us = began.elapsed().as_micros() as u64;
+            self.counts.pause_us_last.store(pause_us, Ordering::Relaxed);
+            self.counts.pause_us_max.fetch_max(pause_us, Ordering::Relaxed);
+        }
+    }
+
+    fn count(&self, committed: &Committed) {
+        RoundCounts::add(&self.counts.rounds, 1);
+        RoundCounts::add(&self.counts.pages, committed.pages);
+        RoundCounts::add(&self.counts.bytes_written, committed.bytes_written);
+        RoundCounts::add(&self.counts.flushes, u64::from(committed.flushes));
+    }
+
+    /// Copies the dirty pages of all containers into the batch, and protects them. How many there
+    /// were.
+    fn copy_dirty(
+        &self,
+        state: &mut RoundState,
+        containers: &[Arc<Opened>],
+    ) -> Result<u64, StabiliseError> {
+        let mut page_count = 0;
+        let mut scanning = Duration::ZERO;
+        for container in containers {
+            for cluster in container.place.clusters() {
+                state.dirty.clear();
+                let began = Instant::now();
+                cluster.scan_all(Scan::Protect, &mut state.dirty)?;
+                scanning += began.elapsed();
+                for (done, &range) in state.dirty.iter().enumerate() {
+                    let copied = copy_range(&mut state.batch, container, &cluster, range);
+                    match copied {
+                        Ok(n) => page_count += n,
+                        Err(error) => {
+                            for &rest in &state.dirty[done..] {
+                                cluster.mark_dirty(rest);
+                            }
+                            return Err(error.into());
+                        }
+                    }
+                }
+            }
+        }
+        self.counts.scan_us_last.store(scanning.as_micros() as u64, Ordering::Relaxed);
+        Ok(page_count)
+    }
+
+    /// Pages whose memory the heap has given up: they leave the store and the memory.
+    fn take_freed(&self, state: &mut RoundState, containers: &[Arc<Opened>]) {
+        let batch = &mut state.batch;
+        for container in containers {
+            container.arena.take_freed_pages(&mut |range: PageRange| {
+                for page in range.pages() {
+                    batch.zero(PageId { container: container.id(), page });
+                }
+                if let Some(cluster) = container.place.cluster_of(PageNo(range.start)) {
+                    // Memory that cannot be given back now is given back when it is next free.
+                    let _ = cluster.punch(range);
+                }
+            });
+        }
+    }
+}
+
+/// Copies the pages of a dirty run that hold something, run by run. How many.
+fn copy_range(
+    batch: &mut Batch,
+    container: &Opened,
+    cluster: &stead_memory::Cluster,
+    range: PageRange,
+) -> Result<u64, stead_memory::FrameError> {
+    let mut page_count = 0;
+    let mut at = range.start;
+    while at < range.end {
+        if container.arena.page_is_free(PageNo(at)) {
+            at += 1;
+            continue;
+        }
+        let mut end = at + 1;
+        while end < range.end && !container.arena.page_is_free(PageNo(end)) {
+            end += 1;
+        }
+        let first = PageId { container: container.id(), page: PageNo(at) };
+        batch.try_push_run(first, end - at, |page, into| {
+            debug_assert_eq!(into.len() % PAGE_SIZE, 0);
+            cluster.read_frames(PageNo(page), into)
+        })?;
+        page_count += end - at;
+        at = end;
+    }
+    Ok(page_count)
+}
+
+impl RoundCounts {
+    fn add(count: &AtomicU64, n: u64) {
+        count.fetch_add(n, Ordering::Relaxed);
+    }
+}

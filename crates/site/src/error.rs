@@ -1,0 +1,221 @@
+//! What can go wrong, an enum for each verb. Each message says what, where, and what to do. Read the
+//! one of the verb at hand.
+
+use std::path::PathBuf;
+
+use stead_heap::{AllocError, DirectoryError, FormatError, OpenArenaError, OtherType, RootError};
+use stead_memory::{EnterError, Held, MapError, ReserveError, ScanError, Unsupported};
+use stead_model::windows::OutOfAddresses;
+use stead_model::{Address, ContainerId, NameError};
+use stead_store::{CommitError, CreateError, ReadError};
+
+/// A store could not be opened.
+#[derive(thiserror::Error, Debug)]
+pub enum OpenError {
+    /// The directory or the log in it.
+    #[error(transparent)]
+    Store(#[from] stead_store::OpenError),
+    /// A new store could not be made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// The kernel, the user or the container this runs in do not allow what is needed.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// The system container is not where or what it should be.
+    #[error("store {}: the directory of its containers cannot be used: {why}", dir.display())]
+    Directory {
+        /// The store.
+        dir: PathBuf,
+        /// What was found.
+        why: Box<ContainerError>,
+    },
+    /// Two containers in the directory claim the same addresses.
+    #[error(
+        "store {}: container {id} claims addresses at {base} that are outside the range or another's; the directory \
+         of this store is damaged: `stead verify` says more", dir.display()
+    )]
+    Overlap {
+        /// The store.
+        dir: PathBuf,
+        /// Which container.
+        id: ContainerId,
+        /// Where it says it lies.
+        base: Address,
+    },
+    /// A thread could not be started.
+    #[error("a thread of the site could not be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A container could not be opened or made.
+#[derive(thiserror::Error, Debug)]
+pub enum ContainerError {
+    /// Not a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// There is none of this name, and none was to be made.
+    #[error("there is no container named {name:?} in this store")]
+    Missing {
+        /// The name.
+        name: String,
+    },
+    /// No windows are left.
+    #[error(transparent)]
+    OutOfAddresses(#[from] OutOfAddresses),
+    /// Something else lies at its addresses in this process.
+    #[error("container {name:?}: {source}")]
+    Reserve {
+        /// The container.
+        name: String,
+        /// What lies there.
+        source: ReserveError,
+    },
+    /// It could not be mapped.
+    #[error("container {name:?} could not be mapped: {source}")]
+    Map {
+        /// The container.
+        name: String,
+        /// Why.
+        source: MapError,
+    },
+    /// Its first page could not be read.
+    #[error("container {name:?}: {source}")]
+    Read {
+        /// The container.
+        name: String,
+        /// Why.
+        source: ReadError,
+    },
+    /// Its first page is not a container's.
+    #[error("container {name:?}: {source}")]
+    Header {
+        /// The container.
+        name: String,
+        /// What was found.
+        source: DirectoryError,
+    },
+    /// Its pages could not be brought into memory.
+    #[error("container {name:?} could not be brought into memory: {source}")]
+    Fill {
+        /// The container.
+        name: String,
+        /// Why.
+        source: stead_memory::FrameError,
+    },
+    /// Its first page says it is another one, or lies elsewhere.
+    #[error(
+        "container {name:?}: the directory says it is {} at {} with {} windows, its first page says {} at {} with {}; \
+         the store is damaged", here.0, here.1, here.2, found.0, found.1, found.2
+    )]
+    Mismatch {
+        /// The container.
+        name: String,
+        /// Number, base and windows as the directory has them.
+        here: (ContainerId, Address, u32),
+        /// The same as its first page has them.
+        found: (ContainerId, Address, u32),
+    },
+    /// Its heap could not be opened.
+    #[error("container {name:?}: {source}")]
+    Arena {
+        /// The container.
+        name: String,
+        /// Why.
+        source: OpenArenaError,
+    },
+    /// Its heap could not be laid out.
+    #[error("container {name:?}: {source}")]
+    Format {
+        /// The container.
+        name: String,
+        /// Why.
+        source: FormatError,
+    },
+    /// Its root is of another type.
+    #[error("container {name:?}: {source}")]
+    OtherType {
+        /// The container.
+        name: String,
+        /// Both types.
+        source: Box<OtherType>,
+    },
+    /// Its root could not be checked.
+    #[error("container {name:?}: {source}")]
+    Root {
+        /// The container.
+        name: String,
+        /// Why.
+        source: RootError,
+    },
+    /// The first value of its root could not be allocated.
+    #[error("container {name:?}: its root could not be made: {source}")]
+    Init {
+        /// The container.
+        name: String,
+        /// Why.
+        source: AllocError,
+    },
+    /// This thread has a section open.
+    #[error("a container cannot be opened inside a section: open it before")]
+    InSection,
+    /// The directory of containers could not be read or changed.
+    #[error("the directory of containers: {0}")]
+    Directory(AllocError),
+    /// It is open already, in this process, and not to be opened twice in this way.
+    #[error("the gate of container {name:?}: {source}")]
+    Gate {
+        /// The container.
+        name: String,
+        /// Why.
+        source: EnterError,
+    },
+}
+
+/// A section could not be entered. Nothing was done.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum SectionError {
+    /// Another section of this thread is open.
+    #[error("a section that changes things cannot be opened inside another section")]
+    Nested,
+    /// This thread is in an exclusive section.
+    #[error("no section can be opened inside an exclusive section")]
+    InExclusive,
+    /// Too many reading sections inside each other.
+    #[error("reading sections are nested too deep (8 at most)")]
+    TooDeep,
+}
+
+impl From<EnterError> for SectionError {
+    fn from(e: EnterError) -> Self {
+        match e {
+            EnterError::Nested => SectionError::Nested,
+            EnterError::InExclusive => SectionError::InExclusive,
+            EnterError::TooDeep => SectionError::TooDeep,
+            EnterError::Held(_) => unreachable!("sections are entered without a deadline"),
+        }
+    }
+}
+
+/// Nothing new became stable. Memory is as it was, and nothing is lost: a later stabilisation takes
+/// up what this one did not write.
+#[derive(thiserror::Error, Debug)]
+pub enum StabiliseError {
+    /// This thread has a section open, which the stabilisation would wait for.
+    #[error("stabilise() inside a section: it would wait for that section to end; call it after")]
+    InSection,
+    /// Sections stayed open longer than the stabilisation was to wait.
+    #[error("sections stayed open: {0}")]
+    Held(Held),
+    /// The record could not be written: disk full, or an error of the disk.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// Which pages are dirty could not be found.
+    #[error("dirty pages could not be found: {0}")]
+    Scan(#[from] ScanError),
+    /// A page could not be copied.
+    #[error("a dirty page could not be copied: {0}")]
+    Copy(#[from] stead_memory::FrameError),
+    /// The store was opened before this process was forked off.
+    #[error("this process was forked from the one that opened the store; open it here after fork")]
+    Forked,
+}

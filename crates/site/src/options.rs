@@ -1,0 +1,106 @@
+//! What a program may choose when it opens a store or a container. Nothing is read from the
+//! environment. Read [`OpenOptions`] first.
+
+use std::time::Duration;
+
+use stead_memory::Allowed;
+use stead_model::WINDOW_SIZE;
+
+use crate::step::rounds::Pace;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    pub(crate) create: bool,
+    pub(crate) pace: Pace,
+    pub(crate) fill_bytes_max: u64,
+    pub(crate) allowed: Allowed,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions {
+            create: true,
+            pace: Pace::default(),
+            fill_bytes_max: 1 << 30,
+            allowed: Allowed::ALL,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// Creates the store if there is none, stabilises about once a second.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether to create the store where its directory is missing or empty (default: yes).
+    #[must_use]
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Longest time between two background stabilisations (default: one second). `None`: none by
+    /// time; what is not stabilised by amount or by request is lost at a crash.
+    #[must_use]
+    pub fn interval(mut self, interval: Option<Duration>) -> Self {
+        self.pace.interval = interval;
+        self
+    }
+
+    /// A background stabilisation begins when this much memory is new since the last one, in bytes
+    /// (default: 256 MiB).
+    #[must_use]
+    pub fn new_bytes_max(mut self, bytes: u64) -> Self {
+        self.pace.new_pages_max = (bytes / stead_model::PAGE_SIZE as u64).max(1);
+        self
+    }
+
+    /// Where the system lets this user serve only faults of the program itself, not those that system
+    /// calls meet, a container is filled ahead in the background, up to this many bytes (default: 1 GiB).
+    #[must_use]
+    pub fn fill_bytes_max(mut self, bytes: u64) -> Self {
+        self.fill_bytes_max = bytes;
+        self
+    }
+
+    /// Refuses what the kernel would allow, to see what a smaller kernel does. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn allowed(mut self, allowed: Allowed) -> Self {
+        self.allowed = allowed;
+        self
+    }
+}
+
+/// How a container is made. Without effect on a container that exists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ContainerOptions {
+    pub(crate) windows: u32,
+}
+
+impl Default for ContainerOptions {
+    fn default() -> Self {
+        ContainerOptions { windows: 4 }
+    }
+}
+
+impl ContainerOptions {
+    /// Addresses for 256 GiB: four windows of 64 GiB. Addresses cost nothing until used, but are
+    /// finite: 832 windows for all containers of a store.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes addresses for this many bytes, rounded up to windows of 64 GiB. A cluster takes whole windows,
+    /// and a container cannot grow beyond what it took when it was made.
+    #[must_use]
+    pub fn address_bytes(mut self, bytes: u64) -> Self {
+        let windows = bytes.div_ceil(WINDOW_SIZE as u64).max(1);
+        self.windows = u32::try_from(windows).unwrap_or(u32::MAX);
+        self
+    }
+}

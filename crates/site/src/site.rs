@@ -1,0 +1,480 @@
+//! A store that is open in this process: its threads, its containers, its stabilisations. Read
+//! [`Site::open`] first.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use stead_heap::{Arena, Report, Root, Tx};
+use stead_memory::{Gate, Mode, Reason, Reservation, Space};
+use stead_model::windows::{WindowAllocator, WindowRun};
+use stead_model::{ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo};
+use stead_store::{CreateOptions, OpenReport, Store, Stored, Verified, VerifyProgress};
+
+use crate::container::{Changes, Opened, Place};
+use crate::directory::{Directory, Entry};
+use crate::driver::{Shared, background, faults};
+use crate::error::{ContainerError, OpenError, StabiliseError};
+use crate::join::Typed;
+use crate::options::{ContainerOptions, OpenOptions};
+use crate::stat::{ContainerStat, Counters, SiteStat};
+
+/// The name under which the system container is reported. No container can be called so, since it is
+/// not looked up by name.
+const SYSTEM_NAME: &str = "(system)";
+
+/// How long an asked-for stabilisation lets its gates be closed before it gives up on open sections.
+pub const GATE_DEFAULT: Duration = Duration::from_secs(60);
+
+/// A state that is durable. Later ones have higher numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Stable {
+    /// The number of its stabilisation.
+    pub number: u64,
+}
+
+/// A store, open in this process. Dropping it stabilises, and closes the store.
+pub struct Site {
+    shared: Arc<Shared>,
+    system: Typed<Directory<'static>>,
+    windows: Mutex<WindowAllocator>,
+    threads: Vec<JoinHandle<()>>,
+    report: OpenReport,
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site").field("dir", &self.shared.dir).finish_non_exhaustive()
+    }
+}
+
+impl Site {
+    /// Opens the store in a directory, or makes one where the directory is missing or empty.
+    ///
+    /// # Errors
+    /// If the directory holds something else or cannot be used, if another process has the store
+    /// open, if it is damaged, or if this system lacks what is needed.
+    pub fn open(dir: &Path, options: &OpenOptions) -> Result<Site, OpenError> {
+        let space = Arc::new(Space::open_allowed(options.allowed)?);
+        let (store, report) = open_store(dir, options.create)?;
+        let base_window = store.header().base_window;
+        let dir = dir.to_owned();
+        let shared = Arc::new(Shared::new(dir.clone(), store, space, options.clone()));
+        let mut threads = Threads { shared: &shared, handles: Vec::new() };
+        threads.start("stead-faults", faults::serve)?;
+        let in_directory =
+            |why: ContainerError| OpenError::Directory { dir: dir.clone(), why: Box::new(why) };
+        let system = open_system(&shared, base_window).map_err(in_directory)?;
+        let mut windows = WindowAllocator::new(base_window);
+        windows.take(WindowRun { first: base_window, count: 1 });
+        let entries = system
+            .read(|directory, _| directory.iter().map(|(_, entry)| entry).collect::<Vec<Entry>>())
+            .expect("a site opens its directory outside of sections");
+        for entry in entries {
+            if !entry.run().is_some_and(|run| windows.take(run)) {
+                return Err(OpenError::Overlap { dir, id: entry.id(), base: entry.base() });
+            }
+        }
+        threads.start("stead-rounds", background::run)?;
+        let threads = std::mem::take(&mut threads.handles);
+        Ok(Site { shared, system, windows: Mutex::new(windows), threads, report })
+    }
+
+    /// The store's directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// What recovery found when the store was opened.
+    #[must_use]
+    pub fn report(&self) -> &OpenReport {
+        &self.report
+    }
+
+    /// Opens a container whose root is an `R`; makes it, with a root from `init`, if there is none of
+    /// this name. A container that is open already is shared.
+    ///
+    /// # Errors
+    /// If the name is none, addresses are taken or used up, the container is damaged, or its root is of
+    /// another type.
+    pub fn container<R: Root, E: From<ContainerError>>(
+        &self,
+        name: &str,
+        options: &ContainerOptions,
+        init: impl for<'s> FnOnce(&'s Tx<'s>) -> Result<R::At<'s>, E>,
+    ) -> Result<Typed<R>, E> {
+        let opened = self.opened(name, Some(options))?;
+        Typed::new(opened, init)
+    }
+
+    /// Opens a container of whatever type, for those who only look.
+    ///
+    /// # Errors
+    /// If there is none of this name, and as [`Site::container`].
+    pub fn existing(&self, name: &str) -> Result<Arc<Opened>, ContainerError> {
+        self.opened(name, None)
+    }
+
+    /// Names of all containers, in order.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .system
+            .read(|directory, _| directory.iter().map(|(name, _)| name.to_owned()).collect())
+            .unwrap_or_default();
+        names.sort_unstable();
+        names
+    }
+
+    /// Makes everything durable that sections have done before this call. `gate` is how long open
+    /// sections may hold it up.
+    ///
+    /// # Errors
+    /// If called inside a section, if sections stay open, or if the disk fails or is full: nothing is
+    /// lost then, and a later call takes up what this one did not write.
+    pub fn stabilise(&self, gate: Duration) -> Result<Stable, StabiliseError> {
+        if stead_memory::in_section() {
+            return Err(StabiliseError::InSection);
+        }
+        if self.is_forked() {
+            return Err(StabiliseError::Forked);
+        }
+        self.shared.rounds.stabilise(&self.shared, gate)
+    }
+
+    /// Checks every pointer of a container (A3) while no other section runs in it.
+    ///
+    /// # Errors
+    /// If this thread has a section open.
+    pub fn verify_container(&self, container: &Opened) -> Result<Report, ContainerError> {
+        let _entry = container
+            .gate
+            .enter_exclusive(None)
+            .map_err(|source| ContainerError::Gate { name: container.name().to_owned(), source })?;
+        Ok(container.arena.verify())
+    }
+
+    /// Checks every page of the system container likewise.
+    ///
+    /// # Errors
+    /// If this thread has a section open.
+    pub fn verify_system(&self) -> Result<Report, ContainerError> {
+        self.verify_container(self.system.opened())
+    }
+
+    /// Reads the whole store, and accounts for every block (B9, B12).
+    pub fn verify_store(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Verified {
+        self.shared.store.verify(progress)
+    }
+
+    /// What there is, and what happened.
+    #[must_use]
+    pub fn stat(&self) -> SiteStat {
+        let shared = &self.shared;
+        let mut entries: Vec<(String, Option<Entry>)> = self
+            .system
+            .read(|d, _| d.iter().map(|(name, e)| (name.to_owned(), Some(e))).collect())
+            .unwrap_or_default();
+        entries.push((SYSTEM_NAME.to_owned(), None));
+        let mut containers: Vec<ContainerStat> =
+            entries.into_iter().map(|(name, entry)| self.container_stat(name, entry)).collect();
+        containers.sort_by_key(|c| c.id);
+        SiteStat {
+            dir: shared.dir.clone(),
+            store: shared.store.stat(),
+            containers,
+            counters: self.counters(),
+            failure: shared.rounds.failure(),
+        }
+    }
+
+    /// What happened since the store was opened here.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let shared = &self.shared;
+        let rounds = shared.rounds.counts();
+        let get = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        Counters {
+            memory: shared.space.counters(),
+            clusters_touched: shared.table.touched_count(),
+            rounds: get(&rounds.rounds),
+            rounds_held: get(&rounds.defeats),
+            rounds_failed: get(&rounds.failures),
+            pages_stabilised: get(&rounds.pages),
+            bytes_written: get(&rounds.bytes_written),
+            flushes: get(&rounds.flushes),
+            scan_us_last: get(&rounds.scan_us_last),
+            pause_us_last: get(&rounds.pause_us_last),
+            pause_us_max: get(&rounds.pause_us_max),
+        }
+    }
+
+    /// Whether system calls that meet a page which is not in memory fail with EFAULT here.
+    #[must_use]
+    pub fn user_mode_only(&self) -> bool {
+        self.shared.space.user_mode_only()
+    }
+
+    fn container_stat(&self, name: String, entry: Option<Entry>) -> ContainerStat {
+        let system = self.system.opened();
+        let id = entry.map_or(ContainerId::SYSTEM, |e| e.id());
+        let runs = self.shared.store.stored_pages(id).unwrap_or_default();
+        let stored: u64 = runs.iter().map(|r| r.page_count()).sum();
+        let opened = self.shared.opened().get(&id).cloned();
+        let resident = opened
+            .as_ref()
+            .map(|o| o.place.clusters().iter().map(|c| c.resident_page_count()).sum::<u64>());
+        let windows = entry.map_or(1, |e| e.windows());
+        ContainerStat {
+            id,
+            name,
+            base: entry.map_or(system.base(), |e| e.base()),
+            address_bytes: u64::from(windows) * stead_model::WINDOW_SIZE as u64,
+            created_unix_s: entry
+                .map_or(self.shared.store.header().created, |e| e.created_unix_s()),
+            stored_bytes: stored * PAGE_SIZE as u64,
+            resident_bytes: resident.map(|pages| pages * PAGE_SIZE as u64),
+            clusters: opened
+                .map(|o| o.place.windows_of().into_iter().collect())
+                .unwrap_or_default(),
+        }
+    }
+
+    fn opened(
+        &self,
+        name: &str,
+        make: Option<&ContainerOptions>,
+    ) -> Result<Arc<Opened>, ContainerError> {
+        let name = ContainerName::new(name)?.as_str();
+        if stead_memory::in_section() {
+            return Err(ContainerError::InSection);
+        }
+        // One container is opened at a time: held also so that a name is made once.
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = self
+            .system
+            .read(|directory, _| directory.get(name))
+            .map_err(|_| ContainerError::InSection)?;
+        let (entry, reservation) = match (entry, make) {
+            (Some(entry), _) => {
+                if let Some(opened) = self.shared.opened().get(&entry.id()) {
+                    return Ok(Arc::clone(opened));
+                }
+                let run = entry.run().expect("checked when the store was opened");
+                let reservation = reserve(&self.shared.space, entry.id(), run, name)?;
+                (entry, reservation)
+            }
+            (None, None) => return Err(ContainerError::Missing { name: name.to_owned() }),
+            (None, Some(options)) => self.make(name, options, &mut windows)?,
+        };
+        let opened = open_place(&self.shared, reservation, name, entry.id(), Mode::Faulted)?;
+        self.shared.opened().insert(entry.id(), Arc::clone(&opened));
+        if self.shared.space.user_mode_only() {
+            self.shared.wake_background();
+        }
+        Ok(opened)
+    }
+
+    /// Enters a new container in the directory, at addresses that nothing else occupies in this process.
+    fn make(
+        &self,
+        name: &str,
+        options: &ContainerOptions,
+        windows: &mut WindowAllocator,
+    ) -> Result<(Entry, Reservation), ContainerError> {
+        let mut free = windows.clone();
+        let placeholder = ContainerId::MAX;
+        let run = free
+            .allocate(options.windows, |run| self.shared.space.reserve(placeholder, run).is_ok())?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let entry = self
+            .system
+            .exclusive(|directory, tx| directory.add(tx, name, run, now))
+            .map_err(|_| ContainerError::InSection)?
+            .map_err(ContainerError::Directory)?;
+        *windows = free;
+        Ok((entry, reserve(&self.shared.space, entry.id(), run, name)?))
+    }
+
+    fn is_forked(&self) -> bool {
+        std::process::id() != self.shared.process
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if self.is_forked() {
+            // The threads, the lock and the mappings are the parent's.
+            std::mem::forget(std::mem::take(&mut self.threads));
+            return;
+        }
+        if !stead_memory::in_section() {
+            // A failure leaves the last stable state, which is what a crash here would leave.
+            let closed = self.stabilise(GATE_DEFAULT).is_ok();
+            stop(&self.shared, std::mem::take(&mut self.threads));
+            if closed {
+                let _ = self.shared.store.checkpoint();
+            }
+        } else {
+            stop(&self.shared, std::mem::take(&mut self.threads));
+        }
+        self.shared.opened().clear();
+    }
+}
+
+/// The threads of a site that is being opened; stopped again if opening fails.
+struct Threads<'a> {
+    shared: &'a Arc<Shared>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads<'_> {
+    fn start(&mut self, name: &str, run: fn(&Shared)) -> Result<(), OpenError> {
+        let shared = Arc::clone(self.shared);
+        let handle = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || run(&shared))
+            .map_err(OpenError::Thread)?;
+        self.handles.push(handle);
+        Ok(())
+    }
+}
+
+impl Drop for Threads<'_> {
+    fn drop(&mut self) {
+        if !self.handles.is_empty() {
+            stop(self.shared, std::mem::take(&mut self.handles));
+        }
+    }
+}
+
+fn stop(shared: &Shared, threads: Vec<JoinHandle<()>>) {
+    shared.stopping.store(true, Ordering::Release);
+    shared.wake_background();
+    shared.space.wake_poll();
+    for thread in threads {
+        // A thread that panicked has said so; there is nothing left to stop.
+        let _ = thread.join();
+    }
+}
+
+fn open_store(dir: &Path, create: bool) -> Result<(Store, OpenReport), OpenError> {
+    let is_new = match std::fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    if is_new && create {
+        let store = Store::create(dir, &CreateOptions::default())?;
+        return Ok((store, OpenReport::default()));
+    }
+    Ok(Store::open(dir)?)
+}
+
+/// Opens the system container, all of it in memory: whoever serves faults must not meet one.
+fn open_system(
+    shared: &Arc<Shared>,
+    base_window: u32,
+) -> Result<Typed<Directory<'static>>, ContainerError> {
+    let id = ContainerId::SYSTEM;
+    let run = WindowRun { first: base_window, count: 1 };
+    let reservation = reserve(&shared.space, id, run, SYSTEM_NAME)?;
+    let opened = open_place(shared, reservation, SYSTEM_NAME, id, Mode::Resident)?;
+    shared.opened().insert(id, Arc::clone(&opened));
+    Typed::new(opened, |tx| Ok::<_, ContainerError>(Directory::new(tx)))
+}
+
+fn reserve(
+    space: &Space,
+    id: ContainerId,
+    run: WindowRun,
+    name: &str,
+) -> Result<Reservation, ContainerError> {
+    space
+        .reserve(id, run)
+        .map_err(|source| ContainerError::Reserve { name: name.to_owned(), source })
+}
+
+/// Reads a container's directory, maps its clusters, and opens or lays out its heap.
+fn open_place(
+    shared: &Arc<Shared>,
+    reservation: Reservation,
+    name: &str,
+    id: ContainerId,
+    mode: Mode,
+) -> Result<Arc<Opened>, ContainerError> {
+    let name_owned = || name.to_owned();
+    let map = |source| ContainerError::Map { name: name_owned(), source };
+    let read = |source| ContainerError::Read { name: name_owned(), source };
+    let mut page = [0; PAGE_SIZE];
+    let first = PageId { container: id, page: PageNo(0) };
+    let stored = shared.store.read_page(first, &mut page).map_err(read)?;
+    let is_new = stored == Stored::Never;
+    let mut windows_of = std::collections::BTreeMap::<u16, Vec<u32>>::new();
+    if is_new {
+        windows_of.insert(0, vec![0]);
+    } else {
+        let directory = stead_heap::directory(&page)
+            .map_err(|source| ContainerError::Header { name: name_owned(), source })?;
+        let here = (id, reservation.base(), reservation.windows());
+        let found = (directory.container, directory.base, directory.window_count);
+        if here != found {
+            return Err(ContainerError::Mismatch { name: name_owned(), here, found });
+        }
+        let limit = reservation.windows() as usize;
+        for (window, cluster) in directory.clusters.iter().enumerate().take(limit) {
+            if let Some(cluster) = cluster {
+                windows_of.entry(*cluster).or_default().push(window as u32);
+            }
+        }
+    }
+    let place =
+        Arc::new(Place::new(&shared.space, &shared.table, reservation, name, mode).map_err(map)?);
+    for (cluster, windows) in &windows_of {
+        place.map(*cluster, windows).map_err(map)?;
+    }
+    if mode == Mode::Resident {
+        fill(shared, &place, id, name)?;
+    }
+    let gate = Gate::new(id);
+    let arena = if is_new {
+        Opened::format(&gate, &place)?
+    } else {
+        Arena::open(Arc::clone(&place) as _)
+            .map_err(|source| ContainerError::Arena { name: name_owned(), source })?
+    };
+    Ok(Arc::new(Opened {
+        gate,
+        arena,
+        place,
+        changes: Changes::default(),
+        filled: AtomicBool::new(false),
+    }))
+}
+
+/// Brings every stored page of a container into memory.
+fn fill(shared: &Shared, place: &Place, id: ContainerId, name: &str) -> Result<(), ContainerError> {
+    let read = |source| ContainerError::Read { name: name.to_owned(), source };
+    let mut images = vec![0; 64 * PAGE_SIZE];
+    for run in shared.store.stored_pages(id).map_err(read)? {
+        let mut at = run.start;
+        while at < run.end {
+            let first = PageId { container: id, page: PageNo(at) };
+            let pages = (run.end - at).min(64) as usize;
+            let into = &mut images[..pages * PAGE_SIZE];
+            let found = shared.store.read_run(first, into).map_err(read)?;
+            if found.stored == Stored::Image
+                && let Some(cluster) = place.cluster_of(first.page)
+            {
+                cluster
+                    .install(first.page, &into[..found.pages * PAGE_SIZE], Reason::Ahead)
+                    .map_err(|source| ContainerError::Fill { name: name.to_owned(), source })?;
+            }
+            at += found.pages as u64;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! What a site can tell about itself: plain numbers, copied. Read [`SiteStat`] first.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use stead_memory::CounterValues;
+use stead_model::{Address, ContainerId};
+use stead_store::Stat;
+
+use crate::error::StabiliseError;
+
+/// A store and its containers.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SiteStat {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Space, sequence and time of the last stabilisation, bytes and flushes.
+    pub store: Stat,
+    /// Its containers in the order of their numbers, the system container first.
+    pub containers: Vec<ContainerStat>,
+    /// What happened since it was opened.
+    pub counters: Counters,
+    /// Why the last stabilisation by the background failed, until one succeeds.
+    pub failure: Option<Arc<StabiliseError>>,
+}
+
+/// A container.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ContainerStat {
+    /// Its number.
+    pub id: ContainerId,
+    /// Its name; the system container's is `(system)`.
+    pub name: String,
+    /// Its first address.
+    pub base: Address,
+    /// Bytes of addresses that it holds.
+    pub address_bytes: u64,
+    /// When it was made, in seconds since 1970.
+    pub created_unix_s: u64,
+    /// Bytes of its pages that are stable.
+    pub stored_bytes: u64,
+    /// Bytes of its pages that are in memory; `None` if it is not open here.
+    pub resident_bytes: Option<u64>,
+    /// The windows of each of its clusters; empty if it is not open here.
+    pub clusters: Vec<(u16, Vec<u32>)>,
+}
+
+/// What happened since the store was opened here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Faults, pages installed, scans.
+    pub memory: CounterValues,
+    /// Clusters of which some page was touched: the second level of A7.
+    pub clusters_touched: u64,
+    /// Stabilisations that became stable.
+    pub rounds: u64,
+    /// Rounds given up because sections stayed open.
+    pub rounds_held: u64,
+    /// Rounds whose record could not be written.
+    pub rounds_failed: u64,
+    /// Page images written by them.
+    pub pages_stabilised: u64,
+    /// Bytes written by them.
+    pub bytes_written: u64,
+    /// Flushes made by them.
+    pub flushes: u64,
+    /// How long the last search for dirty pages took, in microseconds.
+    pub scan_us_last: u64,
+    /// How long the gates were closed in the last round, in microseconds.
+    pub pause_us_last: u64,
+    /// Longest time that gates were closed, in microseconds.
+    pub pause_us_max: u64,
+}

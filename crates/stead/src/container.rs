@@ -1,0 +1,116 @@
+//! A container as a program sees it: its sections. Read [`Container`] first.
+
+use std::fmt;
+use std::sync::Arc;
+
+use stead_heap::{Exclusive, Read, Root, Write};
+use stead_site::{SectionError, Site, Typed};
+
+use crate::error::Error;
+
+/// A container whose root is an `R`, at the same address for life. Cheap to clone, and to share
+/// between threads; the store stays open while one is held.
+pub struct Container<R> {
+    inner: Typed<R>,
+    site: Arc<Site>,
+}
+
+impl<R> Clone for Container<R> {
+    fn clone(&self) -> Self {
+        Container { inner: self.inner.clone(), site: Arc::clone(&self.site) }
+    }
+}
+
+impl<R> fmt::Debug for Container<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Container")
+            .field("name", &self.name())
+            .field("address", &self.address())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R> Container<R> {
+    pub(crate) fn new(inner: Typed<R>, site: Arc<Site>) -> Self {
+        Container { inner, site }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.inner.opened().name()
+    }
+
+    /// Its first address (D1).
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.inner.opened().base().0
+    }
+}
+
+impl<R: Root> Container<R> {
+    /// A reading section: shared references to everything, changing nothing. Never held up by a
+    /// stabilisation. May be opened inside other sections, except exclusive ones.
+    ///
+    /// # Errors
+    /// If this thread is in an exclusive section, or in eight reading ones.
+    #[inline]
+    pub fn read<T>(
+        &self,
+        f: impl for<'s> FnOnce(&'s R::At<'s>, &'s Read<'s>) -> T,
+    ) -> Result<T, SectionError> {
+        self.inner.read(f)
+    }
+
+    /// A section that changes things through locks, counters and `tx`, side by side with other
+    /// threads. It happens whole or not at all: `Err` or a panic undoes it. When it
+    /// met a deadlock with another section and returned the error of the lock, it is undone and called
+    /// again, 64 times at most.
+    ///
+    /// # Errors
+    /// The closure's own; or [`SectionError`] if this thread has a section open.
+    #[inline]
+    #[track_caller]
+    pub fn write<T, E: From<Error>>(
+        &self,
+        f: impl for<'s> FnMut(&'s R::At<'s>, &'s Write<'s>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.inner.write(f).map_err(Error::from)?
+    }
+
+    /// A section that is alone in its container, and borrows `&mut` the root. It happens whole or
+    /// not at all: `Err` or a panic undoes it.
+    ///
+    /// # Errors
+    /// The closure's own; or [`SectionError`] if this thread has a section open.
+    #[track_caller]
+    pub fn exclusive<T, E: From<Error>>(
+        &self,
+        f: impl for<'s> FnMut(&'s mut R::At<'s>, &'s mut Exclusive<'s>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.inner.exclusive(f).map_err(Error::from)?
+    }
+
+    /// Waits until `f` returns a value. `f` runs in a section like that of [`Container::write`]; when
+    /// it returns `Ok(None)` the section is undone, and `f` is called again after another
+    /// section has changed the container. No section is open while it waits.
+    ///
+    /// ```no_run
+    /// # use stead::*;
+    /// # #[derive(Persist)] #[repr(C)] struct Queue<'s> { jobs: Mutex<'s, Vec<'s, u64>> }
+    /// # fn take(queue: &Container<Queue<'static>>) -> Result<u64> {
+    /// let job = queue.write_when(|root, tx| -> Result<_> { Ok(root.jobs.lock(tx)?.pop(tx)) })?;
+    /// # Ok(job)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Container::write`].
+    #[track_caller]
+    pub fn write_when<T, E: From<Error>>(
+        &self,
+        f: impl for<'s> FnMut(&'s R::At<'s>, &'s Write<'s>) -> Result<Option<T>, E>,
+    ) -> Result<T, E> {
+        self.inner.write_when(f).map_err(Error::from)?
+    }
+}

@@ -1,0 +1,122 @@
+//! A store as a program sees it: open it, take containers from it, make them stable. Read [`open`]
+//! first.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stead_heap::{Root, Tx};
+use stead_site::site::GATE_DEFAULT;
+use stead_site::{ContainerOptions, OpenError, OpenOptions, Site, SiteStat, StabiliseError};
+
+use crate::container::Container;
+use crate::error::{Error, Result};
+
+pub use stead_site::Stable;
+
+/// How a store is opened.
+pub type Options = OpenOptions;
+
+/// A store that is open in this process. Cheap to clone. When the last clone and the last
+/// [`Container`] of it are dropped, it is stabilised and closed.
+#[derive(Clone, Debug)]
+pub struct Store {
+    site: Arc<Site>,
+}
+
+/// Opens the store in a directory; makes one where the directory is missing or empty.
+///
+/// # Errors
+/// If the directory holds something else or cannot be used, if another process has the store open
+/// (the message names it), if it is damaged, or if this system lacks what is needed (`stead doctor` says
+/// more).
+pub fn open(dir: impl AsRef<Path>) -> Result<Store, OpenError> {
+    Store::open_with(dir, &Options::default())
+}
+
+impl Store {
+    /// Opens a store as [`open`] does, with other than the usual options.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn open_with(dir: impl AsRef<Path>, options: &Options) -> Result<Store, OpenError> {
+        Ok(Store { site: Arc::new(Site::open(dir.as_ref(), options)?) })
+    }
+
+    /// Opens a container whose root is an `R`. If there is none of this name it is made, and `init`
+    /// makes its root. Every container has addresses of its own for life (D1).
+    ///
+    /// # Errors
+    /// If the name is empty, longer than 255 bytes or holds control characters, if its addresses are
+    /// occupied in this process, if it is damaged, or if its root is of another type: then the
+    /// message shows both types.
+    pub fn container<R: Root>(
+        &self,
+        name: &str,
+        init: impl for<'s> FnOnce(&'s Tx<'s>) -> Result<R::At<'s>>,
+    ) -> Result<Container<R>> {
+        self.container_with(name, &ContainerOptions::default(), init)
+    }
+
+    /// Opens a container as [`Store::container`] does, with other than the usual options if it is made.
+    ///
+    /// # Errors
+    /// As [`Store::container`].
+    pub fn container_with<R: Root>(
+        &self,
+        name: &str,
+        options: &ContainerOptions,
+        init: impl for<'s> FnOnce(&'s Tx<'s>) -> Result<R::At<'s>>,
+    ) -> Result<Container<R>> {
+        let typed = self.site.container::<R, Error>(name, options, init)?;
+        Ok(Container::new(typed, Arc::clone(&self.site)))
+    }
+
+    /// Makes everything durable that sections have done before this call; on return it is. Programs keep
+    /// running meanwhile. Callers that come while one is under way share the next.
+    ///
+    /// # Errors
+    /// If called inside a section, if a section stays open for a minute, or if the disk fails or is
+    /// full. Memory is as it was then, nothing is lost, and a later call takes up what this one
+    /// did not write.
+    pub fn stabilise(&self) -> Result<Stable, StabiliseError> {
+        self.site.stabilise(GATE_DEFAULT)
+    }
+
+    /// Like [`Store::stabilise`], but gives up when open sections hold it up for longer than `gate`, and
+    /// says which.
+    ///
+    /// # Errors
+    /// As [`Store::stabilise`].
+    pub fn stabilise_within(&self, gate: Duration) -> Result<Stable, StabiliseError> {
+        self.site.stabilise(gate)
+    }
+
+    /// Runs `f` once everything that sections have done before this call is stable: for output that must
+    /// not be taken back.
+    ///
+    /// # Errors
+    /// As [`Store::stabilise`]; `f` is not run then.
+    pub fn after_stable<T>(&self, f: impl FnOnce(Stable) -> T) -> Result<T, StabiliseError> {
+        self.stabilise().map(f)
+    }
+
+    /// Names of all containers, in order.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.site.names()
+    }
+
+    /// What there is, and what happened since the store was opened.
+    #[must_use]
+    pub fn stat(&self) -> SiteStat {
+        self.site.stat()
+    }
+
+    /// The site behind it, for tools.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn site(&self) -> &Arc<Site> {
+        &self.site
+    }
+}
