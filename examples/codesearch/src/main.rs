@@ -1,1 +1,213 @@
-fn main() {}
+//! The command line of `codesearch`: what the arguments mean, where the store lies, the progress
+//! bar, the statistics and the exit code. Read [`run`] first.
+
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use codesearch::index::Tree;
+use codesearch::output::{self, Complaints, Output};
+use codesearch::pattern::Pattern;
+use codesearch::search::{Search, SearchError};
+use codesearch::update::{self, Progress};
+use indicatif::{ProgressBar, ProgressStyle};
+use stead::Store;
+
+mod statistics;
+use statistics::Statistics;
+
+/// Search source trees by regular expression, from an index that lives in persistent memory.
+///
+/// Prints path:line:text for every line that matches. Exits 0 if there was one, 1 if there was
+/// none, 2 if something went wrong on the way.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Where the index lives [default: codesearch in $XDG_CACHE_HOME or ~/.cache]
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// Look for new, changed and gone files before answering
+    #[arg(long)]
+    refresh: bool,
+    /// Say on standard error what was found, done and how long it took
+    #[arg(long)]
+    stats: bool,
+    /// What to look for: extended regular expression, as for grep -E
+    #[arg(value_name = "PATTERN", allow_hyphen_values = true)]
+    pattern: String,
+    /// Directories to search, and files [default: registry/src in $CARGO_HOME or ~/.cargo]
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let args = Args::parse();
+    let mut output = Output::default();
+    let mut complaints = Complaints::default();
+    run(&args, started, &mut output, &mut complaints);
+    if complaints.any() {
+        ExitCode::from(2)
+    } else if output.first_line_at().is_some() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+/// Searches all paths, complaining about what fails.
+fn run(args: &Args, started: Instant, output: &mut Output, complaints: &mut Complaints) {
+    let pattern = match Pattern::new(&args.pattern) {
+        Ok(pattern) => pattern,
+        Err(error) => return complaints.general(&error),
+    };
+    let default = match args.paths.is_empty().then(cargo_sources).transpose() {
+        Ok(default) => default,
+        Err(problem) => return complaints.general(&problem),
+    };
+    let paths = default.as_ref().map_or(args.paths.as_slice(), std::slice::from_ref);
+
+    let mut statistics = Statistics::new(started);
+    let mut store = None;
+    match search(args, &pattern, paths, &mut store, &mut statistics, output, complaints) {
+        Ok(()) => {}
+        // Whoever was reading has seen enough.
+        Err(SearchError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(error) => complaints.general(&error),
+    }
+    if args.stats {
+        statistics.say(store.as_ref(), output.first_line_at());
+    }
+}
+
+/// Searches one path after the other. The store is opened for the first directory among them.
+fn search(
+    args: &Args,
+    pattern: &Pattern,
+    paths: &[PathBuf],
+    store: &mut Option<Store>,
+    statistics: &mut Statistics,
+    output: &mut Output,
+    complaints: &mut Complaints,
+) -> Result<(), SearchError> {
+    let mut store_path = None;
+    for path in paths {
+        let (kind, canonical) =
+            match fs::metadata(path).and_then(|kind| Ok((kind, path.canonicalize()?))) {
+                Ok(found) => found,
+                Err(error) => {
+                    complaints.about(path.as_os_str().as_encoded_bytes(), &output::words(&error));
+                    continue;
+                }
+            };
+        let mut search = Search::new(pattern, output, complaints);
+        if kind.is_dir() {
+            let (store, store_path) = match (&store, &store_path) {
+                (Some(store), Some(path)) => (store, path),
+                _ => match open_store(args.store.as_deref()) {
+                    Ok((opened, path)) => {
+                        statistics.opened();
+                        (&*store.insert(opened), &*store_path.insert(path))
+                    }
+                    Err(problem) => {
+                        complaints.general(&problem);
+                        return Ok(());
+                    }
+                },
+            };
+            let tree = Tree::open(store, &canonical)?;
+            if args.refresh || !tree.is_complete()? {
+                let progress = Bar::default();
+                statistics.updated(update::update(&tree, Some(store_path), |step| {
+                    progress.show(step);
+                })?);
+            }
+            statistics.indexed(tree.size()?);
+            search.tree(&tree, path)?;
+        } else {
+            search.file(path, paths.len() > 1)?;
+        }
+        statistics.searched(search.tally());
+    }
+    output.finish()?;
+    Ok(())
+}
+
+/// The sources that cargo downloaded.
+fn cargo_sources() -> Result<PathBuf, &'static str> {
+    let cargo = match env::var_os("CARGO_HOME") {
+        Some(cargo) if !cargo.is_empty() => PathBuf::from(cargo),
+        _ => env::home_dir()
+            .ok_or("no PATH given, and neither CARGO_HOME nor HOME says where cargo's sources are")?
+            .join(".cargo"),
+    };
+    Ok(cargo.join("registry").join("src"))
+}
+
+/// Opens the store, making its directory if need be. The path is canonical.
+fn open_store(asked: Option<&Path>) -> Result<(Store, PathBuf), String> {
+    let path = match asked {
+        Some(path) => path.to_owned(),
+        None => cache_home()
+            .ok_or("neither XDG_CACHE_HOME nor HOME says where the index may live; use --store")?
+            .join("codesearch"),
+    };
+    let within = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+    fs::create_dir_all(&path).map_err(|error| within(&output::words(&error)))?;
+    let canonical = path.canonicalize().map_err(|error| within(&output::words(&error)))?;
+    let store = stead::open(&canonical).map_err(|error| error.to_string())?;
+    Ok((store, canonical))
+}
+
+fn cache_home() -> Option<PathBuf> {
+    match env::var_os("XDG_CACHE_HOME").map(PathBuf::from) {
+        // The XDG specification wants relative ones ignored.
+        Some(path) if path.is_absolute() => Some(path),
+        _ => Some(env::home_dir()?.join(".cache")),
+    }
+}
+
+/// The progress bar; it hides itself where standard error is no terminal.
+#[derive(Debug)]
+struct Bar(ProgressBar);
+
+impl Default for Bar {
+    fn default() -> Bar {
+        Bar(ProgressBar::new_spinner())
+    }
+}
+
+impl Bar {
+    fn show(&self, progress: Progress) {
+        let style = |template: &str| {
+            ProgressStyle::with_template(template).expect("the template is a constant")
+        };
+        match progress {
+            Progress::Walking(files) if files % 512 == 1 => {
+                self.0.set_style(style("{spinner} looking for files: {pos}"));
+                self.0.set_position(files);
+            }
+            Progress::Walking(_) => {}
+            Progress::Reading { files, bytes } => {
+                self.0.set_style(style(
+                    "indexing {msg} files {wide_bar} {bytes}/{total_bytes}, {eta} left",
+                ));
+                self.0.set_message(files.to_string());
+                self.0.set_length(bytes);
+                self.0.set_position(0);
+            }
+            Progress::Read { bytes } => self.0.inc(bytes),
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
