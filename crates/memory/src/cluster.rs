@@ -64,6 +64,10 @@ struct Piece {
 }
 
 impl Piece {
+    fn range(self, start: u64, end: u64) -> PageRange {
+        PageRange::new(self.window_page + start, self.window_page + end)
+    }
+
     fn offset(self, page: u64) -> u64 {
         self.slot as u64 * WINDOW_SIZE as u64 + page * PAGE_SIZE as u64
     }
@@ -245,7 +249,7 @@ impl<S: Sys> Cluster<S> {
         }
         let low = piece.start & !(around - 1);
         let (start, end) = resident.absent_around(piece.start, low, low + around);
-        Plan::Absent(PageRange::new(piece.window_page + start, piece.window_page + end))
+        Plan::Absent(piece.range(start, end))
     }
 
     /// Brings pages into memory with the contents given, whole pages one after the other, and lets
@@ -480,7 +484,7 @@ impl<S: Sys> Cluster<S> {
         pages.pieces(within).find_map(|piece| {
             let (start, end) =
                 pages.resident[piece.slot].next_absent_run(piece.start, piece.end)?;
-            Some(PageRange::new(piece.window_page + start, piece.window_page + end))
+            Some(piece.range(start, end))
         })
     }
 
@@ -716,7 +720,7 @@ impl<S: Sys> Cluster<S> {
         Ok(())
     }
 
-    /// Scans what of one piece may be in memory.
+    /// Scans what of one piece is in memory.
     fn scan_piece(
         &self,
         pages: &mut Pages,
@@ -724,41 +728,62 @@ impl<S: Sys> Cluster<S> {
         scan: Scan,
         out: &mut Vec<PageRange>,
     ) -> Result<(), Errno> {
+        let Pages { resident, runs, .. } = pages;
+        let resident = &resident[piece.slot];
         let mut from = piece.start;
-        loop {
-            let stretch = match self.mode {
-                Mode::Faulted => pages.resident[piece.slot].next_populated(from, piece.end),
-                Mode::Resident => (from < piece.end).then_some((from, piece.end)),
-            };
-            let Some((start, end)) = stretch else { return Ok(()) };
-            self.scan_stretch(pages, piece, (start, end), scan, out)?;
-            from = end;
+        match self.mode {
+            Mode::Faulted => {
+                while let Some((start, end)) = resident.next_populated(from, piece.end) {
+                    self.scan_stretch(piece, (start, end), scan, runs, |start, end| {
+                        // Holes are reported too.
+                        let mut at = start;
+                        while let Some((start, end)) = resident.next_run(at, end) {
+                            out.push(piece.range(start, end));
+                            at = end;
+                        }
+                    })?;
+                    from = end;
+                }
+            }
+            // The kernel adds pages by itself, so it alone knows which there are.
+            Mode::Resident => {
+                let mut present = Vec::new();
+                self.present_in(piece, &mut present)?;
+                for range in present {
+                    let stretch = (range.start - piece.window_page, range.end - piece.window_page);
+                    self.scan_stretch(piece, stretch, scan, runs, |start, end| {
+                        out.push(piece.range(start, end));
+                    })?;
+                }
+            }
         }
+        Ok(())
     }
 
+    /// Scans pages of a piece and reports the runs found, as pages within the window.
     fn scan_stretch(
         &self,
-        pages: &mut Pages,
         piece: Piece,
         (start, end): (u64, u64),
         scan: Scan,
-        out: &mut Vec<PageRange>,
+        runs: &mut [WrittenRun],
+        mut found: impl FnMut(u64, u64),
     ) -> Result<(), Errno> {
         let window = self.address(piece, 0).0;
-        let page_of = |address: usize| piece.window_page + ((address - window) / PAGE_SIZE) as u64;
+        let page_of = |address: usize| ((address - window) / PAGE_SIZE) as u64;
         let mut at = self.address(piece, start).0;
         let end = self.address(piece, end).0;
         while at < end {
             add(&self.counters().calls_scan, 1);
             let protect = scan == Scan::Protect;
-            let scanned = self.sys().scan(Address(at), end - at, protect, &mut pages.runs)?;
-            let found = &pages.runs[..scanned.run_count];
-            out.extend(
-                found.iter().map(|run| PageRange::new(page_of(run.start), page_of(run.end))),
-            );
+            let scanned = self.sys().scan(Address(at), end - at, protect, runs)?;
+            let reported = &runs[..scanned.run_count];
+            for run in reported {
+                found(page_of(run.start), page_of(run.end));
+            }
             // The kernel may name an earlier page than the last one it reported, and may stop before
             // the vector is full: go on behind whichever is further.
-            let last = found.last().map_or(at, |run| run.end);
+            let last = reported.last().map_or(at, |run| run.end);
             let next = scanned.walk_end.max(last);
             if next <= at {
                 return Err(Errno::IO);
@@ -877,7 +902,7 @@ impl Pages {
     fn resident_in(&self, piece: Piece, out: &mut Vec<PageRange>) {
         let mut at = piece.start;
         while let Some((start, end)) = self.resident[piece.slot].next_run(at, piece.end) {
-            out.push(PageRange::new(piece.window_page + start, piece.window_page + end));
+            out.push(piece.range(start, end));
             at = end;
         }
     }

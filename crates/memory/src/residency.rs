@@ -9,9 +9,8 @@ use stead_model::PAGES_PER_WINDOW;
 const BITS: u64 = 64;
 const WORD_COUNT: usize = (PAGES_PER_WINDOW / BITS) as usize;
 
-/// Pages that one bit of the summary stands for.
-pub(crate) const PAGES_PER_BLOCK: u64 = 1 << 12;
-const WORDS_PER_BLOCK: usize = (PAGES_PER_BLOCK / BITS) as usize;
+/// Pages whose presence is summed up: those of one of the processor's page tables.
+pub(crate) const PAGES_PER_BLOCK: u64 = 512;
 const BLOCK_COUNT: usize = (PAGES_PER_WINDOW / PAGES_PER_BLOCK) as usize;
 
 /// A set of pages of one window.
@@ -20,12 +19,19 @@ pub(crate) struct Bitmap {
     words: Vec<u64>,
     /// Pages of the set in each block.
     block_counts: Vec<u16>,
+    /// Which blocks have any.
+    blocks: Vec<u64>,
     page_count: u64,
 }
 
 impl Bitmap {
     pub(crate) fn new() -> Bitmap {
-        Bitmap { words: vec![0; WORD_COUNT], block_counts: vec![0; BLOCK_COUNT], page_count: 0 }
+        Bitmap {
+            words: vec![0; WORD_COUNT],
+            block_counts: vec![0; BLOCK_COUNT],
+            blocks: vec![0; BLOCK_COUNT.div_ceil(BITS as usize)],
+            page_count: 0,
+        }
     }
 
     pub(crate) fn page_count(&self) -> u64 {
@@ -44,8 +50,7 @@ impl Bitmap {
         let mut at = start;
         // Removing what was never there must not touch, and so allocate, the words.
         while let Some(first) = self.next(at, end) {
-            let block_end = (first / PAGES_PER_BLOCK + 1) * PAGES_PER_BLOCK;
-            at = end.min(block_end);
+            at = end.min((first / PAGES_PER_BLOCK + 1) * PAGES_PER_BLOCK);
             self.change(first, at, |word, mask| word & !mask);
         }
     }
@@ -59,8 +64,15 @@ impl Bitmap {
             let before = word.count_ones();
             *word = f(*word, mask);
             let after = word.count_ones();
-            let block = &mut self.block_counts[(at / PAGES_PER_BLOCK) as usize];
-            *block = *block + after as u16 - before as u16;
+            let block = at / PAGES_PER_BLOCK;
+            let count = &mut self.block_counts[block as usize];
+            *count = *count + after as u16 - before as u16;
+            let populated = &mut self.blocks[(block / BITS) as usize];
+            if *count > 0 {
+                *populated |= 1 << (block % BITS);
+            } else {
+                *populated &= !(1 << (block % BITS));
+            }
             self.page_count = self.page_count + u64::from(after) - u64::from(before);
             at = bits_end;
         }
@@ -70,19 +82,17 @@ impl Bitmap {
     pub(crate) fn next(&self, from: u64, end: u64) -> Option<u64> {
         let mut at = from;
         while at < end {
-            if at.is_multiple_of(PAGES_PER_BLOCK) {
-                let block = (at / PAGES_PER_BLOCK) as usize;
-                if self.block_counts[block] == 0 {
-                    at += PAGES_PER_BLOCK;
-                    continue;
+            let block = first_set(&self.blocks, at / PAGES_PER_BLOCK)?;
+            at = at.max(block * PAGES_PER_BLOCK);
+            let block_end = end.min((block + 1) * PAGES_PER_BLOCK);
+            while at < block_end {
+                let word = self.words[(at / BITS) as usize] >> (at % BITS);
+                if word != 0 {
+                    let found = at + u64::from(word.trailing_zeros());
+                    return (found < end).then_some(found);
                 }
+                at = (at / BITS + 1) * BITS;
             }
-            let word = self.words[(at / BITS) as usize] >> (at % BITS);
-            if word != 0 {
-                let found = at + u64::from(word.trailing_zeros());
-                return (found < end).then_some(found);
-            }
-            at = (at / BITS + 1) * BITS;
         }
         None
     }
@@ -91,8 +101,14 @@ impl Bitmap {
     pub(crate) fn next_absent(&self, from: u64, end: u64) -> Option<u64> {
         let mut at = from;
         while at < end {
-            if self.block_counts[(at / PAGES_PER_BLOCK) as usize] == 0 {
-                return Some(at);
+            let block = at / PAGES_PER_BLOCK;
+            match u64::from(self.block_counts[block as usize]) {
+                0 => return Some(at),
+                PAGES_PER_BLOCK => {
+                    at = (block + 1) * PAGES_PER_BLOCK;
+                    continue;
+                }
+                _ => {}
             }
             let word = !self.words[(at / BITS) as usize] >> (at % BITS);
             if word != 0 {
@@ -126,33 +142,31 @@ impl Bitmap {
         (start, end)
     }
 
-    /// The first stretch of `from..end` that is worth a scan: blocks with pages of the set, and small
-    /// gaps between them.
+    /// The first stretch of whole blocks with pages of the set, cut to `from..end`.
     pub(crate) fn next_populated(&self, from: u64, end: u64) -> Option<(u64, u64)> {
-        const GAP_BLOCK_COUNT_MAX: usize = 16;
-        let block_of = |page: u64| (page / PAGES_PER_BLOCK) as usize;
-        let last = end.div_ceil(PAGES_PER_BLOCK) as usize;
-        let first = (block_of(from)..last).find(|&b| self.block_counts[b] > 0)?;
-        let mut until = first + 1;
-        let mut gap = 0;
-        for block in first + 1..last {
-            if self.block_counts[block] > 0 {
-                until = block + 1;
-                gap = 0;
-            } else {
-                gap += 1;
-                if gap > GAP_BLOCK_COUNT_MAX {
-                    break;
-                }
-            }
+        let first = first_set(&self.blocks, from / PAGES_PER_BLOCK)?;
+        let mut until = first;
+        while until < BLOCK_COUNT as u64 && self.block_counts[until as usize] > 0 {
+            until += 1;
         }
-        let start = from.max(first as u64 * PAGES_PER_BLOCK);
-        Some((start, end.min(until as u64 * PAGES_PER_BLOCK)))
+        let start = from.max(first * PAGES_PER_BLOCK);
+        (start < end).then_some((start, end.min(until * PAGES_PER_BLOCK)))
     }
 }
 
-const _: () = assert!(WORDS_PER_BLOCK as u64 * BITS == PAGES_PER_BLOCK);
-const _: () = assert!(PAGES_PER_BLOCK <= u16::MAX as u64);
+/// The first bit that is set, at `from` or later.
+fn first_set(words: &[u64], from: u64) -> Option<u64> {
+    let index = (from / BITS) as usize;
+    let first = words.get(index)? >> (from % BITS);
+    if first != 0 {
+        return Some(from + u64::from(first.trailing_zeros()));
+    }
+    let more = words[index + 1..].iter().position(|word| *word != 0)?;
+    let index = index + 1 + more;
+    Some(index as u64 * BITS + u64::from(words[index].trailing_zeros()))
+}
+
+const _: () = assert!(PAGES_PER_BLOCK.is_multiple_of(BITS) && PAGES_PER_BLOCK <= u16::MAX as u64);
 
 #[cfg(test)]
 mod tests {

@@ -133,8 +133,12 @@ pub trait Sys: Send + Sync + Sized + 'static {
     /// Makes a touch of an absent page fatal.
     fn poison(&self, at: Address) -> Result<(), Errno>;
 
-    /// Finds pages that were written since they were last protected, and with `protect` protects
-    /// what it reports in the same step. May stop early when `runs` is full.
+    /// Finds pages that are not protected, and with `protect` protects what it reports in the same
+    /// step. Absent pages may be reported too; protecting them costs, and marks them, so the range
+    /// should be mostly present. May stop early when `runs` is full.
+    ///
+    /// To report present pages alone would lose writes: a page that the kernel has swapped out, or is
+    /// moving at this moment, is not present in the mapping, but may have been written before.
     fn scan(
         &self,
         at: Address,

@@ -1,0 +1,237 @@
+//! Times of what this crate does, as medians on the machine at hand: entering and leaving a section,
+//! serving a fault, the first write to a protected page, scanning. Comparisons are absent. Start at
+//! `main`.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use stead_memory::{
+    Cluster, Fault, FaultBatch, Gate, Mode, Plan, Reason, Scan, Space, close_writers,
+};
+use stead_model::windows::WindowRun;
+use stead_model::{Address, ContainerId, PAGE_SIZE, PageNo, PageRange};
+
+fn main() {
+    sections();
+    for around in [1, 16, 64] {
+        faults(around);
+    }
+    protection();
+    scans();
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_unstable_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+fn sections() {
+    const ENTRIES: u32 = 1_000_000;
+    let per_entry = |threads: u32, body: &(dyn Fn(&Gate) + Sync), gates: &[Gate]| {
+        let mut samples = Vec::new();
+        for _ in 0..15 {
+            let took: Vec<f64> = std::thread::scope(|scope| {
+                let running: Vec<_> = (0..threads)
+                    .map(|i| {
+                        let gate = &gates[i as usize % gates.len()];
+                        scope.spawn(move || {
+                            let start = Instant::now();
+                            body(gate);
+                            start.elapsed().as_nanos() as f64 / f64::from(ENTRIES)
+                        })
+                    })
+                    .collect();
+                running.into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            samples.push(took.into_iter().fold(0.0, f64::max));
+        }
+        median(samples)
+    };
+    let write = |gate: &Gate| {
+        for _ in 0..ENTRIES {
+            drop(black_box(gate.enter_write().unwrap()));
+        }
+    };
+    let read = |gate: &Gate| {
+        for _ in 0..ENTRIES {
+            drop(black_box(gate.enter_read().unwrap()));
+        }
+    };
+    for (name, gate) in
+        [("membarrier", Gate::new(ContainerId(1))), ("fenced", Gate::fenced(ContainerId(1)))]
+    {
+        let gate = [gate];
+        for threads in [1, 2] {
+            println!(
+                "section entry + exit, {name}, {threads} threads: write {:.2} ns, read {:.2} ns",
+                per_entry(threads, &write, &gate),
+                per_entry(threads, &read, &gate),
+            );
+        }
+    }
+    let gate = Gate::new(ContainerId(1));
+    let closings = |body: &dyn Fn()| {
+        median(
+            (0..2001)
+                .map(|_| {
+                    let start = Instant::now();
+                    body();
+                    start.elapsed().as_nanos() as f64 / 1000.0
+                })
+                .collect(),
+        )
+    };
+    let close = || drop(close_writers(&[&gate], None).unwrap());
+    let exclusive = || drop(gate.enter_exclusive(None).unwrap());
+    println!("closing to writers, nobody inside: {:.2} us", closings(&close));
+    println!("exclusive section, nobody inside: {:.2} us", closings(&exclusive));
+}
+
+struct Ground {
+    space: Space,
+    base: Address,
+    cluster: Arc<Cluster>,
+}
+
+fn ground() -> Ground {
+    let space = Space::open().expect("this measures real memory");
+    let run = WindowRun { first: 40, count: 1 };
+    let reservation = space.reserve(ContainerId(1), run).unwrap();
+    let cluster = space.map_cluster(&reservation, &[0], Mode::Faulted).unwrap();
+    Ground { space, base: run.base(), cluster: Arc::new(cluster) }
+}
+
+impl Ground {
+    fn address(&self, page: u64) -> usize {
+        PageNo(page).address(self.base).0
+    }
+}
+
+fn load(address: usize) -> u64 {
+    // SAFETY: the address lies in a mapped cluster.
+    unsafe { std::ptr::with_exposed_provenance::<u64>(address).read_volatile() }
+}
+
+fn store(address: usize, value: u64) {
+    // SAFETY: the address lies in a mapped cluster to which no reference exists.
+    unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address).write_volatile(value) }
+}
+
+fn serve(cluster: &Cluster, fault: &Fault, around: u64, images: &[u8]) {
+    match cluster.plan(fault.page, around) {
+        Plan::Resident => {
+            cluster.resume(fault.page).unwrap();
+        }
+        Plan::Absent(range) => {
+            let images = &images[..range.page_count() as usize * PAGE_SIZE];
+            cluster.install(PageNo(range.start), images, Reason::of(fault)).unwrap();
+        }
+    }
+}
+
+fn faults(around: u64) {
+    const FAULTS: u64 = 4000;
+    let images = vec![1; around as usize * PAGE_SIZE];
+    for write in [false, true] {
+        let ground = ground();
+        let stop = AtomicBool::new(false);
+        let serving_ns = AtomicU64::new(0);
+        let mut samples = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut batch = FaultBatch::new(64);
+                while !stop.load(Ordering::Relaxed) {
+                    ground.space.poll(&mut batch, Some(Duration::from_millis(50))).unwrap();
+                    for fault in batch.faults() {
+                        let start = Instant::now();
+                        serve(&ground.cluster, fault, around, &images);
+                        let ns = start.elapsed().as_nanos() as u64;
+                        serving_ns.fetch_add(ns, Ordering::Relaxed);
+                    }
+                }
+            });
+            for i in 0..FAULTS {
+                let address = ground.address(i * around);
+                let start = Instant::now();
+                if write {
+                    store(address, 1);
+                } else {
+                    load(address);
+                }
+                samples.push(start.elapsed().as_nanos() as f64 / 1000.0);
+            }
+            stop.store(true, Ordering::Relaxed);
+            ground.space.wake_poll();
+        });
+        let each = median(samples);
+        let serving = serving_ns.into_inner() as f64 / FAULTS as f64 / 1000.0;
+        println!(
+            "{} fault, {around} pages: {each:.1} us for the thread, {:.2} us a page; {serving:.1} us of \
+             them in plan and install, {:.2} us a page",
+            if write { "write" } else { "read" },
+            each / around as f64,
+            serving / around as f64,
+        );
+    }
+}
+
+fn protection() {
+    const PAGES: u64 = 20_000;
+    let ground = ground();
+    ground.cluster.install_zero(PageRange::new(0, PAGES), Reason::Ahead).unwrap();
+    let mut dirty = Vec::new();
+    for _ in 0..2 {
+        let mut first = Vec::new();
+        let mut second = Vec::new();
+        for samples in [&mut first, &mut second] {
+            for page in 0..PAGES {
+                let address = ground.address(page);
+                let start = Instant::now();
+                store(address, 1);
+                samples.push(start.elapsed().as_nanos() as f64 / 1000.0);
+            }
+        }
+        println!(
+            "first write to a protected page: {:.2} us; second: {:.3} us",
+            median(first),
+            median(second)
+        );
+        ground.cluster.scan_all(Scan::Protect, &mut dirty).unwrap();
+    }
+}
+
+fn scans() {
+    const PAGES: u64 = 1 << 18;
+    let ground = ground();
+    let chunk = 4096;
+    for start in (0..PAGES).step_by(chunk) {
+        let range = PageRange::new(start, start + chunk as u64);
+        ground.cluster.install_zero(range, Reason::Ahead).unwrap();
+    }
+    let mut rng = 1u64;
+    let mut dirty = Vec::new();
+    for written in [0, 1, 100, 2_600, 10_000, 26_000] {
+        let mut samples = Vec::new();
+        let mut looks = Vec::new();
+        for _ in 0..9 {
+            for _ in 0..written {
+                rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                store(ground.address((rng >> 33) % PAGES), rng);
+            }
+            for (scan, samples) in [(Scan::Look, &mut looks), (Scan::Protect, &mut samples)] {
+                dirty.clear();
+                let start = Instant::now();
+                ground.cluster.scan_all(scan, &mut dirty).unwrap();
+                samples.push(start.elapsed().as_nanos() as f64 / 1000.0);
+            }
+        }
+        println!(
+            "scan of 1 GiB, {written} pages written: look {:.0} us, protect {:.0} us ({} runs)",
+            median(looks),
+            median(samples),
+            dirty.len()
+        );
+    }
+}
