@@ -68,9 +68,7 @@ impl Reader {
         let metadata = file.metadata()?;
         self.content.clear();
         file.read_to_end(&mut self.content)?;
-        let has_hole_beyond = |at: u64| {
-            matches!(rustix::fs::seek(&file, SeekFrom::Hole(at)), Ok(hole) if hole < metadata.size())
-        };
+        let has_hole_beyond = |at: u64| matches!(rustix::fs::seek(&file, SeekFrom::Hole(at)), Ok(hole) if hole < metadata.size());
         let len = text::text_len(&self.content, has_hole_beyond);
         Ok(Content {
             text: &self.content[..len],

@@ -4,10 +4,11 @@
 //! then [`Tree`].
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use stead::{Container, Persist, Store};
+use stead::{Container, ContainerOptions, Persist, Store};
 
 use crate::pipeline::{Batch, Kind};
 use crate::postings;
@@ -15,9 +16,13 @@ use crate::query::{Candidates, Lists, Query};
 use crate::trigrams::Trigram;
 use crate::walk::{self, Stamp};
 
+/// Addresses for an index: enough for one of some terabytes of text.
+const ADDRESS_BYTES: u64 = 64 << 30;
+
 /// The root of a tree's container.
 #[derive(Persist)]
 #[repr(C)]
+#[expect(missing_debug_implementations, reason = "it would print megabytes")]
 pub struct Index<'s> {
     /// The tree's canonical path, as bytes.
     root: stead::Vec<'s, u8>,
@@ -89,10 +94,13 @@ impl Lists for Index<'_> {
     }
 }
 
-/// A tree's index in its store.
+/// A tree with its index, or a directory in such a tree.
 #[derive(Debug)]
 pub struct Tree {
+    /// Where the indexed tree is, canonical.
     root: PathBuf,
+    /// The directory in it, by its path below the root; empty for all of it.
+    part: Vec<u8>,
     container: Container<Index<'static>>,
 }
 
@@ -152,14 +160,34 @@ pub struct Size {
 }
 
 impl Tree {
-    /// Opens the index of the tree at `root`, which is a canonical path; an empty one if the store
-    /// has none.
+    /// Finds the index of the tree at `directory`, which is a canonical path. If there is none yet,
+    /// that of the nearest tree around it, provided that it knows something in the directory. If
+    /// there is none such either, makes an empty one.
     ///
     /// # Errors
-    /// If the store cannot give the container, or holds something else under its name.
-    pub fn open(store: &Store, root: &Path) -> stead::Result<Tree> {
+    /// If the store cannot give a container, or holds something else under its name.
+    pub fn open(store: &Store, directory: &Path) -> stead::Result<Tree> {
+        let names = store.names();
+        for root in directory.ancestors() {
+            if names.contains(&container_name(root)) {
+                let mut tree = Tree::open_root(store, root)?;
+                if root == directory {
+                    return Ok(tree);
+                }
+                let part = directory.strip_prefix(root).expect("it is an ancestor");
+                tree.part = part.as_os_str().as_bytes().to_owned();
+                if tree.is_complete()? && tree.knows_its_part()? {
+                    return Ok(tree);
+                }
+            }
+        }
+        Tree::open_root(store, directory)
+    }
+
+    fn open_root(store: &Store, root: &Path) -> stead::Result<Tree> {
         let bytes = root.as_os_str().as_bytes();
-        let container = store.container(&container_name(root), |tx| {
+        let options = ContainerOptions::new().address_bytes(ADDRESS_BYTES);
+        let container = store.container_with(&container_name(root), &options, |tx| {
             let mut path = stead::Vec::new(tx);
             path.extend_from_slice(tx, bytes)?;
             Ok(Index {
@@ -175,13 +203,42 @@ impl Tree {
                 unused: 0,
             })
         })?;
-        Ok(Tree { root: root.to_owned(), container })
+        let tree = Tree { root: root.to_owned(), part: Vec::new(), container };
+        let is_the_one = tree.container.read(|index: &Index<'_>, _| index.root[..] == *bytes)?;
+        if !is_the_one {
+            let name = tree.container.name();
+            return Err(stead::Error::other(format!("container {name:?} is another tree's index")));
+        }
+        Ok(tree)
     }
 
-    /// The canonical path of the tree.
+    fn knows_its_part(&self) -> stead::Result<bool> {
+        let knows = self.container.read(|index, _| {
+            let (ordered, others) = index.documents.split_at(index.ordered as usize);
+            let first = ordered
+                .partition_point(|document| walk::compare(&document.path, &self.part).is_lt());
+            let mut maybe = ordered[first..].iter().take(1).chain(others);
+            maybe.any(|document| walk::is_at_or_below(&document.path, &self.part))
+        })?;
+        Ok(knows)
+    }
+
+    /// The canonical path of the tree that the index is of. Paths are relative to it.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The directory in it that is searched, by its path below the root; empty for all of it.
+    #[must_use]
+    pub fn part(&self) -> &[u8] {
+        &self.part
+    }
+
+    /// The canonical path of that directory.
+    #[must_use]
+    pub fn start(&self) -> PathBuf {
+        self.root.join(OsStr::from_bytes(&self.part))
     }
 
     /// Whether the whole tree was read at some time, and every change begun since was completed.
@@ -189,24 +246,25 @@ impl Tree {
     /// # Errors
     /// If the container cannot be entered.
     pub fn is_complete(&self) -> stead::Result<bool> {
-        self.container.read(|index, _| index.complete != 0)
+        Ok(self.container.read(|index, _| index.complete != 0)?)
     }
 
-    /// What is known of every path.
+    /// What is known of every path in the part of the tree that is searched.
     ///
     /// # Errors
     /// If the container cannot be entered.
     pub fn known(&self) -> stead::Result<HashMap<Vec<u8>, Known>> {
-        self.container.read(|index, _| {
+        let known = self.container.read(|index, _| {
             let mut known = HashMap::with_capacity(index.documents.len());
             for (number, document) in index.documents.iter().enumerate() {
-                if document.state != GONE {
+                if document.state != GONE && walk::is_at_or_below(&document.path, &self.part) {
                     let stamp = (document.state == READ).then(|| document.stamp());
                     known.insert(document.path.to_vec(), Known { number: number as u32, stamp });
                 }
             }
             known
-        })
+        })?;
+        Ok(known)
     }
 
     /// Takes documents out. The index is incomplete from here to [`Tree::finish`].
@@ -284,7 +342,7 @@ impl Tree {
     /// # Errors
     /// If the container cannot be entered or is full; nothing is changed then.
     pub fn finish(&self) -> stead::Result<()> {
-        let worth_compacting = self.container.exclusive(|index, _| {
+        let worth_compacting = self.container.exclusive(|index, _| -> stead::Result<_> {
             index.complete = 1;
             let len = index.documents.len() as u32;
             Ok((index.gone + (len - index.ordered)) > 64 + len / 4)
@@ -350,12 +408,14 @@ impl Tree {
     /// # Errors
     /// If the container cannot be entered.
     pub fn shortlist(&self, query: &Query) -> stead::Result<Shortlist> {
-        self.container.read(|index, _| {
-            let live = |number: &u32| index.documents[*number as usize].state != GONE;
+        let shortlist = self.container.read(|index, _| {
+            let wanted = |number: &u32| {
+                let document = &index.documents[*number as usize];
+                document.state != GONE && walk::is_at_or_below(&document.path, &self.part)
+            };
             let mut numbers: Vec<u32> = match query.candidates(index) {
-                Candidates::All => (0..index.documents.len() as u32).filter(live).collect(),
-                Candidates::Only(numbers) => {
-                    let mut numbers: Vec<u32> = numbers.into_iter().filter(live).collect();
+                Candidates::All => (0..index.documents.len() as u32).collect(),
+                Candidates::Only(mut numbers) => {
                     if !index.unreadable.is_empty() {
                         numbers.extend(index.unreadable.iter());
                         numbers.sort_unstable();
@@ -364,21 +424,28 @@ impl Tree {
                     numbers
                 }
             };
+            numbers.retain(wanted);
             if numbers.last().is_some_and(|last| *last >= index.ordered) {
                 let path = |number: u32| &index.documents[number as usize].path;
                 numbers.sort_by(|a, b| walk::compare(path(*a), path(*b)));
             }
             Shortlist { numbers }
-        })
+        })?;
+        Ok(shortlist)
     }
 
     /// Some of the documents of a shortlist; those beyond its end are left out.
     ///
     /// # Errors
     /// If the container cannot be entered.
-    pub fn found(&self, shortlist: &Shortlist, from: usize, to: usize) -> stead::Result<Vec<Found>> {
+    pub fn found(
+        &self,
+        shortlist: &Shortlist,
+        from: usize,
+        to: usize,
+    ) -> stead::Result<Vec<Found>> {
         let numbers = &shortlist.numbers[from..to.min(shortlist.len())];
-        self.container.read(|index, _| {
+        let found = self.container.read(|index, _| {
             numbers
                 .iter()
                 .map(|number| {
@@ -387,7 +454,8 @@ impl Tree {
                     Found { path: document.path.to_vec(), stamp }
                 })
                 .collect()
-        })
+        })?;
+        Ok(found)
     }
 
     /// How large the index is.
@@ -395,14 +463,15 @@ impl Tree {
     /// # Errors
     /// If the container cannot be entered.
     pub fn size(&self) -> stead::Result<Size> {
-        self.container.read(|index, _| Size {
+        let size = self.container.read(|index, _| Size {
             documents: index.documents.len() as u64 - u64::from(index.gone),
             gone: u64::from(index.gone),
             unreadable: index.unreadable.len() as u64,
             text_bytes: index.text_bytes,
             trigrams: index.lists.len() as u64,
             list_bytes: index.list_bytes,
-        })
+        })?;
+        Ok(size)
     }
 }
 

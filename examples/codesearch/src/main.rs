@@ -4,10 +4,12 @@
 #![forbid(unsafe_code)]
 
 use std::env;
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use codesearch::index::Tree;
@@ -16,10 +18,14 @@ use codesearch::pattern::Pattern;
 use codesearch::search::{Search, SearchError};
 use codesearch::update::{self, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
-use stead::Store;
+use stead::{Options, Store};
 
 mod statistics;
 use statistics::Statistics;
+
+/// How often the index becomes stable while it grows, so that a run that is killed loses little of its
+/// work. More often than the library does by itself: indexing takes seconds rather than minutes.
+const STABLE_EVERY: Duration = Duration::from_millis(250);
 
 /// Search source trees by regular expression, from an index that lives in persistent memory.
 ///
@@ -77,11 +83,11 @@ fn run(args: &Args, started: Instant, output: &mut Output, complaints: &mut Comp
     match search(args, &pattern, paths, &mut store, &mut statistics, output, complaints) {
         Ok(()) => {}
         // Whoever was reading has seen enough.
-        Err(SearchError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(SearchError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(error) => complaints.general(&error),
     }
     if args.stats {
-        statistics.say(store.as_ref(), output.first_line_at());
+        statistics.say(store.as_ref().map(|open| &open.store), output.first_line_at());
     }
 }
 
@@ -90,12 +96,11 @@ fn search(
     args: &Args,
     pattern: &Pattern,
     paths: &[PathBuf],
-    store: &mut Option<Store>,
+    store: &mut Option<OpenStore>,
     statistics: &mut Statistics,
     output: &mut Output,
     complaints: &mut Complaints,
 ) -> Result<(), SearchError> {
-    let mut store_path = None;
     for path in paths {
         let (kind, canonical) =
             match fs::metadata(path).and_then(|kind| Ok((kind, path.canonicalize()?))) {
@@ -107,12 +112,12 @@ fn search(
             };
         let mut search = Search::new(pattern, output, complaints);
         if kind.is_dir() {
-            let (store, store_path) = match (&store, &store_path) {
-                (Some(store), Some(path)) => (store, path),
-                _ => match open_store(args.store.as_deref()) {
-                    Ok((opened, path)) => {
+            let open = match &*store {
+                Some(open) => open,
+                None => match open_store(args.store.as_deref()) {
+                    Ok(open) => {
                         statistics.opened();
-                        (&*store.insert(opened), &*store_path.insert(path))
+                        store.insert(open)
                     }
                     Err(problem) => {
                         complaints.general(&problem);
@@ -120,10 +125,10 @@ fn search(
                     }
                 },
             };
-            let tree = Tree::open(store, &canonical)?;
+            let tree = Tree::open(&open.store, &canonical)?;
             if args.refresh || !tree.is_complete()? {
                 let progress = Bar::default();
-                statistics.updated(update::update(&tree, Some(store_path), |step| {
+                statistics.updated(update::update(&tree, Some(&open.path), |step| {
                     progress.show(step);
                 })?);
             }
@@ -149,19 +154,47 @@ fn cargo_sources() -> Result<PathBuf, &'static str> {
     Ok(cargo.join("registry").join("src"))
 }
 
-/// Opens the store, making its directory if need be. The path is canonical.
-fn open_store(asked: Option<&Path>) -> Result<(Store, PathBuf), String> {
+/// A store, open in this process alone.
+#[derive(Debug)]
+struct OpenStore {
+    store: Store,
+    /// Its canonical path.
+    path: PathBuf,
+    /// Locked as long as the store is open, so that several runs take turns; closed last.
+    _turn: File,
+}
+
+/// Opens the store, making its directory if need be.
+fn open_store(asked: Option<&Path>) -> Result<OpenStore, String> {
     let path = match asked {
         Some(path) => path.to_owned(),
         None => cache_home()
             .ok_or("neither XDG_CACHE_HOME nor HOME says where the index may live; use --store")?
             .join("codesearch"),
     };
-    let within = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
-    fs::create_dir_all(&path).map_err(|error| within(&output::words(&error)))?;
-    let canonical = path.canonicalize().map_err(|error| within(&output::words(&error)))?;
-    let store = stead::open(&canonical).map_err(|error| error.to_string())?;
-    Ok((store, canonical))
+    let within = |error: io::Error| format!("{}: {}", path.display(), output::words(&error));
+    fs::create_dir_all(&path).map_err(within)?;
+    let path = path.canonicalize().map_err(within)?;
+    let turn = File::open(&path).map_err(within)?;
+    wait_for_turn(&turn, &path).map_err(within)?;
+    let store = Store::open_with(&path, &Options::new().interval(Some(STABLE_EVERY)))
+        .map_err(|error| error.to_string())?;
+    Ok(OpenStore { store, path, _turn: turn })
+}
+
+/// Waits until no other codesearch uses the store.
+fn wait_for_turn(turn: &File, path: &Path) -> io::Result<()> {
+    for _ in 0..50 {
+        match turn.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    let path = path.display();
+    // If this cannot be said, waiting is right all the same.
+    let _ = writeln!(io::stderr(), "codesearch: waiting for another codesearch that uses {path}");
+    turn.lock()
 }
 
 fn cache_home() -> Option<PathBuf> {

@@ -146,9 +146,14 @@ mod tests {
 
     #[test]
     fn directories_as_the_user_spelled_them() {
-        for (spelled, expected) in
-            [("a", "a/"), ("a/", "a/"), ("a//", "a/"), (".", "./"), ("/", "/"), ("./a/../b", "./a/../b/")]
-        {
+        for (spelled, expected) in [
+            ("a", "a/"),
+            ("a/", "a/"),
+            ("a//", "a/"),
+            (".", "./"),
+            ("/", "/"),
+            ("./a/../b", "./a/../b/"),
+        ] {
             assert_eq!(prefix(Path::new(spelled)), expected.as_bytes(), "{spelled}");
         }
     }

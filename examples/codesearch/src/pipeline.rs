@@ -114,11 +114,7 @@ fn parts(entries: &[Entry]) -> Vec<&[Entry]> {
     parts
 }
 
-fn read<'a>(
-    root: &Path,
-    parts: impl Iterator<Item = &'a [Entry]>,
-    sender: &SyncSender<Batch>,
-) {
+fn read<'a>(root: &Path, parts: impl Iterator<Item = &'a [Entry]>, sender: &SyncSender<Batch>) {
     let mut reader = Reader::default();
     let mut finder = Finder::default();
     let mut found = Vec::new();
@@ -210,7 +206,7 @@ mod tests {
             let text = format!("common\nnumber{number:04}\n");
             std::fs::write(dir.path().join(format!("{number:04}")), text).unwrap();
         }
-        let entries = walk(dir.path(), None, |_| {});
+        let entries = walk(dir.path(), dir.path(), None, |_| {});
         std::fs::remove_file(dir.path().join("1300")).unwrap();
         let mut batches = Vec::new();
         run(dir.path(), &entries, |batch| {
@@ -232,10 +228,10 @@ mod tests {
                 batch.lists().find(|(trigram, _)| trigram.bytes() == *b"omm").unwrap();
             assert_eq!(common.collect::<Vec<_>>(), all);
         }
-        let (_, holders) = batches[2].lists().find(|(trigram, _)| trigram.bytes() == *b"249").unwrap();
-        let holders: Vec<&[u8]> = holders
-            .map(|number| batches[2].documents[number as usize].path.as_slice())
-            .collect();
+        let (_, holders) =
+            batches[2].lists().find(|(trigram, _)| trigram.bytes() == *b"249").unwrap();
+        let holders: Vec<&[u8]> =
+            holders.map(|number| batches[2].documents[number as usize].path.as_slice()).collect();
         assert!(holders.contains(&b"2491".as_slice()), "{holders:?}");
     }
 
@@ -245,7 +241,7 @@ mod tests {
         for number in 0..4500 {
             std::fs::write(dir.path().join(format!("{number:04}")), "x").unwrap();
         }
-        let entries = walk(dir.path(), None, |_| {});
+        let entries = walk(dir.path(), dir.path(), None, |_| {});
         let mut taken = 0;
         let result = run(dir.path(), &entries, |_| {
             taken += 1;

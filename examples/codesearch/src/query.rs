@@ -224,9 +224,7 @@ impl Facts {
             HirKind::Class(class) => Facts::of_class(class),
             HirKind::Repetition(repetition) => Facts::of_repetition(repetition),
             HirKind::Capture(capture) => Facts::of(&capture.sub),
-            HirKind::Concat(parts) => {
-                parts.iter().map(Facts::of).fold(Facts::empty(), Facts::then)
-            }
+            HirKind::Concat(parts) => parts.iter().map(Facts::of).fold(Facts::empty(), Facts::then),
             HirKind::Alternation(parts) => {
                 parts.iter().map(Facts::of).reduce(Facts::or).unwrap_or_else(Facts::empty)
             }

@@ -68,6 +68,7 @@ impl<'a> Search<'a> {
     /// If the index or the output fails. Files that cannot be read are complained about only.
     pub fn tree(&mut self, tree: &Tree, spelled: &Path) -> Result<(), SearchError> {
         let prefix = output::prefix(spelled);
+        let prefix = prefix.as_slice();
         let shortlist = tree.shortlist(self.pattern.query())?;
         self.tally.candidates += shortlist.len() as u64;
         // Paths are fetched a few at a time, so that the first line need not wait for all.
@@ -75,7 +76,11 @@ impl<'a> Search<'a> {
         let mut step = 16;
         while from < shortlist.len() {
             for found in tree.found(&shortlist, from, from + step)? {
-                let name = [prefix.as_slice(), found.path.as_slice()].concat();
+                let name = match &found.path[tree.part().len()..] {
+                    // The directory itself, if it cannot be read.
+                    [] => spelled.as_os_str().as_bytes().to_owned(),
+                    path => [prefix, path.strip_prefix(b"/").unwrap_or(path)].concat(),
+                };
                 self.found(tree.root(), &found, &name)?;
             }
             from += step;

@@ -65,7 +65,8 @@ impl Iterator for MatchingLines<'_> {
         let start = memchr::memrchr(b'\n', &self.text[..found]).map_or(0, |at| at + 1);
         let end =
             memchr::memchr(b'\n', &self.text[found..]).map_or(self.text.len(), |at| found + at);
-        self.number += memchr::memchr_iter(b'\n', &self.text[self.counted_to..start]).count() as u64;
+        self.number +=
+            memchr::memchr_iter(b'\n', &self.text[self.counted_to..start]).count() as u64;
         self.counted_to = start;
         self.at = end + 1;
         Some(Line { number: self.number, range: start..end })
@@ -86,7 +87,10 @@ mod tests {
     #[test]
     fn lines_are_counted_and_cut() {
         let text = "one\ntwo two\n\nfour\r\nfive";
-        assert_eq!(lines("o", text), [(1, "one".into()), (2, "two two".into()), (4, "four\r".into())]);
+        assert_eq!(
+            lines("o", text),
+            [(1, "one".into()), (2, "two two".into()), (4, "four\r".into())]
+        );
         assert_eq!(lines("^$", text), [(3, String::new())]);
         assert_eq!(lines("e$", text), [(1, "one".into()), (5, "five".into())]);
         assert_eq!(lines("", text).len(), 5);
@@ -105,7 +109,11 @@ mod tests {
         let mut late = b"0123456\n".repeat(PIECE / 8 + 10);
         late[PIECE - 1] = b'x';
         late[PIECE + 3] = 0;
-        assert_eq!(text_len(&late, |_| false), PIECE - 8, "the last complete line before the piece");
+        assert_eq!(
+            text_len(&late, |_| false),
+            PIECE - 8,
+            "the last complete line before the piece"
+        );
         assert_eq!(text_len(&late, |_| true), 0);
     }
 }

@@ -34,7 +34,7 @@ pub enum Progress {
     Read { bytes: u64 },
 }
 
-/// Updates the index of a tree, leaving out what stands at `except`.
+/// Updates the index of a tree, or of the part of it that is searched, leaving out what stands at `except`.
 ///
 /// # Errors
 /// If the container fails. What was added by then stays.
@@ -46,7 +46,7 @@ pub fn update(
     let mut tally = Tally::default();
     let mut known = tree.known()?;
     let mut file_count = 0;
-    let mut entries = walk(tree.root(), except, |_| {
+    let mut entries = walk(tree.root(), &tree.start(), except, |_| {
         file_count += 1;
         progress(Progress::Walking(file_count));
     });
@@ -76,12 +76,12 @@ pub fn update(
     tree.begin(&stale)?;
     let bytes = entries.iter().map(size).sum();
     progress(Progress::Reading { files: entries.len() as u64, bytes });
-    pipeline::run(tree.root(), &entries, |batch| {
+    pipeline::run(tree.root(), &entries, |batch| -> stead::Result<()> {
         tree.add(&batch)?;
         tally.text_bytes += batch.text_bytes();
         let bytes = batch.documents.iter().map(|document| document.stamp.size).sum();
         progress(Progress::Read { bytes });
-        stead::Result::Ok(())
+        Ok(())
     })?;
     tree.finish()?;
     Ok(tally)

@@ -33,7 +33,7 @@ impl Stamp {
 /// Something found in a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its path below the root, without a slash in front.
+    /// Its path below the root, without a slash in front; empty for the root itself.
     pub path: Vec<u8>,
     /// What it is.
     pub what: What,
@@ -48,11 +48,16 @@ pub enum What {
     UnreadableDirectory,
 }
 
-/// Lists the tree at `root`, in the order of [`compare`], without what stands at `except`. Calls
-/// `seen` for every entry.
+/// Lists the tree at `start`, which is `root` or a directory below it, in the order of [`compare`],
+/// without what stands at `except`. Calls `seen` for every entry.
 #[must_use]
-pub fn walk(root: &Path, except: Option<&Path>, mut seen: impl FnMut(&Entry)) -> Vec<Entry> {
-    let mut builder = WalkBuilder::new(root);
+pub fn walk(
+    root: &Path,
+    start: &Path,
+    except: Option<&Path>,
+    mut seen: impl FnMut(&Entry),
+) -> Vec<Entry> {
+    let mut builder = WalkBuilder::new(start);
     builder.standard_filters(false).follow_links(false).sort_by_file_name(OsStr::cmp);
     if let Some(except) = except.map(Path::to_owned) {
         builder.filter_entry(move |entry| entry.path() != except);
@@ -104,6 +109,16 @@ pub fn compare(left: &[u8], right: &[u8]) -> Ordering {
     left.iter().map(rank).cmp(right.iter().map(rank))
 }
 
+/// Whether a path is that of a directory, or of something below it. Everything is below the root,
+/// whose path is empty.
+#[must_use]
+pub fn is_at_or_below(path: &[u8], directory: &[u8]) -> bool {
+    match path.strip_prefix(directory) {
+        Some(rest) => directory.is_empty() || rest.is_empty() || rest.starts_with(b"/"),
+        None => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,7 +134,7 @@ mod tests {
         std::os::unix::fs::symlink("a", dir.path().join("link")).unwrap();
         std::os::unix::fs::symlink("a-b", dir.path().join("link2")).unwrap();
         let mut seen = 0;
-        let entries = walk(dir.path(), Some(&dir.path().join("target")), |_| seen += 1);
+        let entries = walk(dir.path(), dir.path(), Some(&dir.path().join("target")), |_| seen += 1);
         let paths: Vec<&str> =
             entries.iter().map(|entry| std::str::from_utf8(&entry.path).unwrap()).collect();
         assert_eq!(paths, [".gitignore", "a/.hidden", "a/b", "a/c/d", "a-b", "a.b/c"]);
@@ -128,5 +143,8 @@ mod tests {
         let What::File(stamp) = entries[1].what else { panic!("a file") };
         assert_eq!(stamp.size, 7);
         assert!(stamp.mtime_ns > 0);
+
+        let part = walk(dir.path(), &dir.path().join("a"), None, |_| {});
+        assert_eq!(part[..], entries[1..4]);
     }
 }

@@ -11,33 +11,33 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// A directory with a store and trees to search in it.
-pub struct Bench {
+pub(crate) struct Bench {
     dir: TempDir,
 }
 
 impl Bench {
-    pub fn new() -> Bench {
+    pub(crate) fn new() -> Bench {
         Bench { dir: tempfile::tempdir().unwrap() }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
     /// Makes a file and the directories above it.
-    pub fn file(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn file(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
         path
     }
 
-    pub fn store(&self) -> PathBuf {
+    pub(crate) fn store(&self) -> PathBuf {
         self.path().join("store")
     }
 
     /// codesearch with this bench's store, to be run in its directory.
-    pub fn codesearch(&self) -> Command {
+    pub(crate) fn codesearch(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_codesearch"));
         command.arg("--store").arg(self.store()).current_dir(self.path());
         command.env_remove("CARGO_HOME").env("HOME", self.path()).env_remove("XDG_CACHE_HOME");
@@ -45,12 +45,12 @@ impl Bench {
     }
 
     /// Runs codesearch with these arguments.
-    pub fn search(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+    pub(crate) fn search(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
         self.codesearch().args(args).output().unwrap()
     }
 
     /// Runs `grep -rnIE` with these arguments in this bench's directory.
-    pub fn grep(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+    pub(crate) fn grep(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
         let mut command = Command::new("grep");
         command.arg("-rnIE").args(args).env("LC_ALL", "C").current_dir(self.path());
         command.output().unwrap()
@@ -58,7 +58,7 @@ impl Bench {
 }
 
 /// Whether there is a GNU grep to compare with; says so if not.
-pub fn has_grep() -> bool {
+pub(crate) fn has_grep() -> bool {
     let version = Command::new("grep").arg("--version").output();
     let is_gnu = version.is_ok_and(|output| output.stdout.starts_with(b"grep (GNU grep)"));
     if !is_gnu {
@@ -68,22 +68,22 @@ pub fn has_grep() -> bool {
 }
 
 /// The lines of an output, sorted by their bytes.
-pub fn sorted(output: &[u8]) -> Vec<&[u8]> {
+pub(crate) fn sorted(output: &[u8]) -> Vec<&[u8]> {
     let mut lines: Vec<&[u8]> = output.split_inclusive(|byte| *byte == b'\n').collect();
     lines.sort_unstable();
     lines
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The number that `--stats` says in front of `unit` on the line that starts with `name`.
-pub fn figure(output: &Output, name: &str, unit: &str) -> u64 {
+/// The number that `--stats` says in front of `unit` on the line called `name`.
+pub(crate) fn figure(output: &Output, name: &str, unit: &str) -> u64 {
     let stats = text(&output.stderr);
     let line = stats
         .lines()
-        .find(|line| line.starts_with(name))
+        .find(|line| line.split("  ").next() == Some(name))
         .unwrap_or_else(|| panic!("no line about {name:?} in:\n{stats}"));
     let words: Vec<&str> = line.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
     let at = words.iter().position(|word| *word == unit).expect("the unit stands in the line");
@@ -92,14 +92,14 @@ pub fn figure(output: &Output, name: &str, unit: &str) -> u64 {
 
 /// Makes a tree with long lines. They stand apart: grep keeps the larger buffer that they call for,
 /// and from then on looks for zero bytes in larger pieces.
-pub fn long_lines(bench: &Bench, root: &str) {
+pub(crate) fn long_lines(bench: &Bench, root: &str) {
     let long = [b"x".repeat(300_000), b" foo 1234\n".to_vec()].concat();
     bench.file(Path::new(root).join("once"), &long);
     bench.file(Path::new(root).join("again"), long.repeat(3));
 }
 
 /// Makes a tree of files of every kind that grep and codesearch could disagree about.
-pub fn nasty_tree(bench: &Bench, root: &str) {
+pub(crate) fn nasty_tree(bench: &Bench, root: &str) {
     let at = |name: &str| Path::new(root).join(name);
     let source = "use std::fmt;\n\n/// A thing.\npub unsafe fn do_it(x: u32) -> u32 {\n    \
                   let y = x + 42; // TODO: why?\n\tif y == 0x2A { return 1_000; }\n    \

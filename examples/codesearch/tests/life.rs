@@ -1,0 +1,155 @@
+//! The index outlives the runs that make it: killed while indexing, changed files, other trees.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use support::{Bench, figure, has_grep, sorted, text};
+
+mod support;
+
+#[test]
+fn the_second_run_reads_no_tree() {
+    let bench = Bench::new();
+    bench.file("tree/a", "one\n");
+    bench.file("tree/b", "two\n");
+    let first = bench.search(["--stats", "one", "tree"]);
+    assert_eq!(figure(&first, "already there", "documents"), 0);
+    assert_eq!(figure(&first, "indexed now", "new"), 2);
+
+    // It does not look for new files, but what it reads, it reads from the files.
+    bench.file("tree/c", "one more\n");
+    bench.file("tree/a", "zero\none\n");
+    let second = bench.search(["--stats", "one", "tree"]);
+    assert_eq!(figure(&second, "already there", "documents"), 2);
+    assert!(!text(&second.stderr).contains("indexed now"), "{}", text(&second.stderr));
+    assert_eq!(text(&second.stdout), "tree/a:2:one\n");
+}
+
+#[test]
+fn refresh_sees_new_changed_and_gone_files() {
+    let bench = Bench::new();
+    for name in ["changed", "gone", "same", "touched", "dir/was_a_file"] {
+        bench.file(PathBuf::from("tree").join(name), "one\n");
+    }
+    assert_eq!(bench.search(["one", "tree"]).status.code(), Some(0));
+
+    bench.file("tree/a_new", "one new\n");
+    bench.file("tree/changed", "two, formerly 1\n");
+    fs::remove_file(bench.path().join("tree/gone")).unwrap();
+    let touched = fs::File::options().write(true).open(bench.path().join("tree/touched")).unwrap();
+    touched.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();
+    fs::remove_file(bench.path().join("tree/dir/was_a_file")).unwrap();
+    bench.file("tree/dir/was_a_file/below", "one\n");
+
+    // Until it is told to look, it does not know of them; what is no more is not printed.
+    assert_eq!(
+        text(&bench.search(["one", "tree"]).stdout),
+        "tree/same:1:one\ntree/touched:1:one\n"
+    );
+
+    let output = bench.search(["--refresh", "--stats", "one|two", "tree"]);
+    assert_eq!(figure(&output, "already there", "documents"), 1);
+    assert_eq!(figure(&output, "indexed now", "new"), 2);
+    assert_eq!(figure(&output, "indexed now", "changed"), 2);
+    assert_eq!(figure(&output, "indexed now", "gone"), 2);
+    assert_eq!(
+        text(&output.stdout),
+        "tree/a_new:1:one new\ntree/changed:1:two, formerly 1\n\
+         tree/dir/was_a_file/below:1:one\ntree/same:1:one\ntree/touched:1:one\n",
+        "in the order of the paths, new files too"
+    );
+    let again = bench.search(["--refresh", "--stats", "one|two", "tree"]);
+    assert_eq!(figure(&again, "already there", "documents"), 5);
+    assert_eq!(figure(&again, "indexed now", "new"), 0);
+    assert_eq!(again.stdout, output.stdout);
+}
+
+/// Many changes: the index is compacted, and answers as one made anew does.
+#[test]
+fn an_index_with_many_dead_documents_is_compacted() {
+    let bench = Bench::new();
+    let name = |number: u32| PathBuf::from(format!("tree/{}/{number}", number % 7));
+    let word = |number: u32| format!("word{:03}\ncommon\n", number % 50);
+    for number in 0..600 {
+        bench.file(name(number), word(number));
+    }
+    assert_eq!(bench.search(["common", "tree"]).status.code(), Some(0));
+    for number in 0..300 {
+        fs::remove_file(bench.path().join(name(number))).unwrap();
+    }
+    for number in 550..700 {
+        bench.file(name(number), format!("{}and more\n", word(number + 1)));
+    }
+    let output = bench.search(["--refresh", "--stats", "common", "tree"]);
+    assert_eq!(figure(&output, "index", "documents"), 400);
+    assert!(!text(&output.stderr).contains("gone, 0 unreadable"), "{}", text(&output.stderr));
+
+    for pattern in ["common", "word01[0-9]", "word0", "more", "", "word0(01|49)"] {
+        let old = bench.search([pattern, "tree"]);
+        let mut new = std::process::Command::new(env!("CARGO_BIN_EXE_codesearch"));
+        new.arg("--store").arg(bench.path().join("anew")).current_dir(bench.path());
+        let new = new.args([pattern, "tree"]).output().unwrap();
+        assert_eq!(text(&old.stdout), text(&new.stdout), "{pattern:?}");
+        assert!(!old.stdout.is_empty(), "{pattern:?}");
+    }
+}
+
+#[test]
+fn each_tree_has_an_index_of_its_own_under_any_name() {
+    let bench = Bench::new();
+    bench.file("first/a", "one\n");
+    bench.file("second/a", "one\n");
+    assert_eq!(text(&bench.search(["one", "first"]).stdout), "first/a:1:one\n");
+    let both = bench.search(["--stats", "one", "second", "first/"]);
+    assert_eq!(text(&both.stdout), "second/a:1:one\nfirst/a:1:one\n");
+    assert_eq!(figure(&both, "indexed now", "new"), 1);
+
+    // The same tree by another way, with the index that is there.
+    std::os::unix::fs::symlink("first", bench.path().join("link")).unwrap();
+    let link = bench.search(["--stats", "one", "link"]);
+    assert_eq!(text(&link.stdout), "link/a:1:one\n");
+    assert_eq!(figure(&link, "already there", "documents"), 1);
+}
+
+/// Killed again and again while it indexes, it keeps what was stable, and in the end knows all.
+#[test]
+fn killed_while_indexing_it_goes_on() {
+    if !has_grep() {
+        return;
+    }
+    const LINKS: u64 = 800;
+    // Much to read that takes little room: many names for few files.
+    let bench = Bench::new();
+    let mut random = fastrand::Rng::with_seed(11);
+    for number in 0..32 {
+        let text: String = (0..6000)
+            .map(|at| {
+                let end = if at % 6 == 5 { '\n' } else { ' ' };
+                format!("{:x}{end}", random.u32(..) >> random.u32(0..24))
+            })
+            .collect();
+        let file = bench.file(format!("sources/{number}"), format!("{text}needle{number:02}\n"));
+        for copy in 0..LINKS {
+            let dir = bench.path().join(format!("tree/{}", copy % 10));
+            fs::create_dir_all(&dir).unwrap();
+            fs::hard_link(&file, dir.join(format!("{number}-{copy}"))).unwrap();
+        }
+    }
+
+    for attempt in 0..3 {
+        let mut child = bench.codesearch().args(["needle07", "tree"]).spawn().unwrap();
+        thread::sleep(Duration::from_millis(450 + 150 * attempt));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let output = bench.search(["--stats", "needle07", "tree"]);
+    let already_there = figure(&output, "already there", "documents");
+    eprintln!("after three kills {already_there} documents of {} were there", 32 * LINKS);
+    assert!(already_there > 0, "{}", text(&output.stderr));
+    assert_eq!(figure(&output, "index", "documents"), 32 * LINKS);
+    assert_eq!(sorted(&output.stdout).len() as u64, LINKS);
+    let theirs = bench.grep(["needle07", "tree"]);
+    assert_eq!(sorted(&output.stdout), sorted(&theirs.stdout));
+}
