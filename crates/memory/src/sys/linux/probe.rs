@@ -33,9 +33,9 @@ pub(crate) fn kernel_release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
-/// 0 without a filter, 2 with one.
+/// 0 without a filter, 2 with one. Filters belong to threads.
 pub(crate) fn seccomp_mode() -> Option<u32> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
     status.lines().find_map(|line| line.strip_prefix("Seccomp:")?.trim().parse().ok())
 }
 
