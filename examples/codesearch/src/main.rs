@@ -6,6 +6,7 @@
 use std::env;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -44,7 +45,7 @@ struct Args {
     #[arg(long)]
     stats: bool,
     /// What to look for: extended regular expression, as for grep -E
-    #[arg(value_name = "PATTERN", allow_hyphen_values = true)]
+    #[arg(value_name = "PATTERN")]
     pattern: String,
     /// Directories to search, and files [default: registry/src in $CARGO_HOME or ~/.cargo]
     #[arg(value_name = "PATH")]
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Searches all paths, complaining about what fails.
+/// Does what the arguments ask for, complaining about what fails.
 fn run(args: &Args, started: Instant, output: &mut Output, complaints: &mut Complaints) {
     let pattern = match Pattern::new(&args.pattern) {
         Ok(pattern) => pattern,
@@ -78,69 +79,83 @@ fn run(args: &Args, started: Instant, output: &mut Output, complaints: &mut Comp
     };
     let paths = default.as_ref().map_or(args.paths.as_slice(), std::slice::from_ref);
 
-    let mut statistics = Statistics::new(started);
-    let mut store = None;
-    match search(args, &pattern, paths, &mut store, &mut statistics, output, complaints) {
+    let statistics = Statistics::new(started);
+    let mut run = Run { args, pattern: &pattern, store: None, statistics, output, complaints };
+    match run.search(paths) {
         Ok(()) => {}
         // Whoever was reading has seen enough.
-        Err(SearchError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        Err(error) => complaints.general(&error),
+        Err(RunError::Search(SearchError::Output(error)))
+            if error.kind() == io::ErrorKind::BrokenPipe => {}
+        Err(error) => run.complaints.general(&error),
     }
     if args.stats {
-        statistics.say(store.as_ref().map(|open| &open.store), output.first_line_at());
+        let store = run.store.as_ref().map(|open| &open.store);
+        run.statistics.say(store, run.output.first_line_at());
     }
 }
 
-/// Searches one path after the other. The store is opened for the first directory among them.
-fn search(
-    args: &Args,
-    pattern: &Pattern,
-    paths: &[PathBuf],
-    store: &mut Option<OpenStore>,
-    statistics: &mut Statistics,
-    output: &mut Output,
-    complaints: &mut Complaints,
-) -> Result<(), SearchError> {
-    for path in paths {
-        let (kind, canonical) =
-            match fs::metadata(path).and_then(|kind| Ok((kind, path.canonicalize()?))) {
-                Ok(found) => found,
-                Err(error) => {
-                    complaints.about(path.as_os_str().as_encoded_bytes(), &output::words(&error));
-                    continue;
+/// A search of all paths, under way.
+struct Run<'a> {
+    args: &'a Args,
+    pattern: &'a Pattern,
+    /// Open from the first directory on.
+    store: Option<OpenStore>,
+    statistics: Statistics,
+    output: &'a mut Output,
+    complaints: &'a mut Complaints,
+}
+
+/// Why a run ended before its time.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(transparent)]
+    Search(#[from] SearchError),
+    #[error(transparent)]
+    Index(#[from] stead::Error),
+    #[error("{0}")]
+    Store(String),
+}
+
+impl Run<'_> {
+    /// Searches one path after the other.
+    fn search(&mut self, paths: &[PathBuf]) -> Result<(), RunError> {
+        for path in paths {
+            let found = fs::metadata(path).and_then(|kind| Ok((kind, path.canonicalize()?)));
+            match found {
+                Ok((kind, canonical)) if kind.is_dir() => self.directory(path, &canonical)?,
+                Ok(_) => {
+                    let mut search = Search::new(self.pattern, self.output, self.complaints);
+                    search.file(path, paths.len() > 1).map_err(SearchError::from)?;
+                    self.statistics.searched(search.tally());
                 }
-            };
-        let mut search = Search::new(pattern, output, complaints);
-        if kind.is_dir() {
-            let open = match &*store {
-                Some(open) => open,
-                None => match open_store(args.store.as_deref()) {
-                    Ok(open) => {
-                        statistics.opened();
-                        store.insert(open)
-                    }
-                    Err(problem) => {
-                        complaints.general(&problem);
-                        return Ok(());
-                    }
-                },
-            };
-            let tree = Tree::open(&open.store, &canonical)?;
-            if args.refresh || !tree.is_complete()? {
-                let progress = Bar::default();
-                statistics.updated(update::update(&tree, Some(&open.path), |step| {
-                    progress.show(step);
-                })?);
+                Err(error) => {
+                    self.complaints.about(path.as_os_str().as_bytes(), &output::words(&error));
+                }
             }
-            statistics.indexed(tree.size()?);
-            search.tree(&tree, path)?;
-        } else {
-            search.file(path, paths.len() > 1)?;
         }
-        statistics.searched(search.tally());
+        self.output.finish().map_err(SearchError::from)?;
+        Ok(())
     }
-    output.finish()?;
-    Ok(())
+
+    fn directory(&mut self, spelled: &Path, canonical: &Path) -> Result<(), RunError> {
+        let open = match self.store.take() {
+            Some(open) => open,
+            None => open_store(self.args.store.as_deref()).map_err(RunError::Store)?,
+        };
+        self.statistics.opened();
+        let open = self.store.insert(open);
+        let tree = Tree::open(&open.store, canonical)?;
+        if self.args.refresh || !tree.is_complete()? {
+            let bar = Bar::default();
+            let tally = update::update(&tree, Some(&open.path), |step| bar.show(step))?;
+            self.statistics.updated(tally);
+        }
+        self.statistics.indexed(tree.size()?);
+        let mut search = Search::new(self.pattern, self.output, self.complaints);
+        let result = search.tree(&tree, spelled);
+        self.statistics.searched(search.tally());
+        Ok(result?)
+    }
 }
 
 /// The sources that cargo downloaded.

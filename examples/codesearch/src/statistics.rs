@@ -7,6 +7,8 @@ use codesearch::index::Size;
 use codesearch::{search, update};
 use stead::Store;
 
+const PAGE_BYTES: u64 = 4096;
+
 /// Figures gathered on the way.
 #[derive(Debug)]
 pub(crate) struct Statistics {
@@ -32,7 +34,7 @@ impl Statistics {
 
     /// The store is open.
     pub(crate) fn opened(&mut self) {
-        self.opened_at = Some(Instant::now());
+        self.opened_at.get_or_insert_with(Instant::now);
     }
 
     /// A tree was brought up to date.
@@ -66,7 +68,7 @@ impl Statistics {
     }
 
     /// Says it all on standard error.
-    pub(crate) fn say(&self, _store: Option<&Store>, first_line_at: Option<Instant>) {
+    pub(crate) fn say(&self, store: Option<&Store>, first_line_at: Option<Instant>) {
         let mut text = String::new();
         let mut line = |name: &str, value: String| text.push_str(&format!("{name:<24}{value}\n"));
         if let Some(size) = &self.size {
@@ -103,6 +105,42 @@ impl Statistics {
         line("searched", format!("{candidates} files; {lines} lines in {files} of them match"));
         if stale > 0 {
             line("out of date", format!("{stale} of these files; --refresh helps"));
+        }
+        if let Some(stat) = store.map(Store::stat) {
+            let stored = stat.containers.iter().map(|container| container.stored_bytes).sum();
+            let resident = stat.containers.iter().filter_map(|container| container.resident_bytes);
+            let resident: u64 = resident.sum();
+            line(
+                "store",
+                format!(
+                    "{} stable in {} containers; {} pages in memory, {}",
+                    mebibytes(stored),
+                    stat.containers.len(),
+                    resident / PAGE_BYTES,
+                    mebibytes(resident)
+                ),
+            );
+            let memory = stat.counters.memory;
+            line(
+                "faults",
+                format!(
+                    "{} missing, {} minor; {} pages asked for, {} ahead",
+                    memory.faults_missing,
+                    memory.faults_minor,
+                    memory.pages_asked,
+                    memory.pages_ahead
+                ),
+            );
+            line(
+                "stabilised",
+                format!(
+                    "{} times, {} pages, {} written, longest pause {:.1} ms",
+                    stat.counters.rounds,
+                    stat.counters.pages_stabilised,
+                    mebibytes(stat.counters.bytes_written),
+                    stat.counters.pause_us_max as f64 / 1e3
+                ),
+            );
         }
         for (name, at) in [
             ("store open after", self.opened_at),
