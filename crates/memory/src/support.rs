@@ -402,8 +402,8 @@ fn swap() -> Finding {
     let judged = if probe::swap_exists() {
         (
             State::Limited,
-            "the kernel may swap pages of containers out",
-            "lock the process's memory, or set memory.swap.max=0 for its control group",
+            "pages may be swapped out, and count as written again when they come back",
+            "set memory.swap.max=0 for the control group of this process",
         )
     } else {
         (State::Ok, "none", "")

@@ -26,7 +26,7 @@ pub struct Sim {
 /// What other threads do between two system calls of the code under test.
 type Hook = Box<dyn FnMut(&Sim) + Send>;
 
-#[derive(Default)]
+#[derive(Default, Debug)]
 struct Machine {
     /// Reserved ranges, by their start.
     areas: BTreeMap<usize, usize>,
@@ -44,6 +44,7 @@ struct Machine {
     chance: Chance,
 }
 
+#[derive(Debug)]
 struct Map {
     end: usize,
     frames: Frames,
@@ -67,13 +68,14 @@ enum Entry {
 pub struct Frames(Arc<Mutex<BTreeMap<u64, Box<[u8]>>>>);
 
 /// A reserved range.
+#[derive(Debug)]
 pub struct Area {
     base: usize,
     machine: Arc<Mutex<Machine>>,
 }
 
 /// Chance without surprise: the same seed, the same answers. 0 never takes a chance.
-#[derive(Default)]
+#[derive(Default, Debug)]
 struct Chance(u64);
 
 impl Chance {
@@ -406,13 +408,12 @@ impl Sys for Sim {
         let page_count = buf.len() / PAGE_SIZE;
         let short = machine.chance.below(page_count as u64) as usize;
         let frames = lock(frames);
-        let mut frame = offset / PAGE_SIZE as u64;
-        for page in buf[..(page_count - short) * PAGE_SIZE].chunks_exact_mut(PAGE_SIZE) {
+        let pages = buf[..(page_count - short) * PAGE_SIZE].chunks_exact_mut(PAGE_SIZE);
+        for (frame, page) in (offset / PAGE_SIZE as u64..).zip(pages) {
             match frames.get(&frame) {
                 Some(image) => page.copy_from_slice(image),
                 None => page.fill(0),
             }
-            frame += 1;
         }
         Ok((page_count - short) * PAGE_SIZE)
     }
