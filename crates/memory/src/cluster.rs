@@ -329,7 +329,8 @@ impl<S: Sys> Cluster<S> {
     }
 
     /// Makes touching this page fatal (`SIGBUS`), for contents that are damaged: a plain load cannot
-    /// return an error. Threads that wait for it die of it.
+    /// return an error. Threads that wait for it die of it. Once more is harmless; an install heals
+    /// the page.
     ///
     /// # Errors
     /// If the page is in memory (`EXIST`), or the kernel refuses.
@@ -340,8 +341,20 @@ impl<S: Sys> Cluster<S> {
         if pages.resident[piece.slot].contains(piece.start) {
             return Err(refused(Errno::EXIST));
         }
+        let at = self.address(piece, piece.start);
         add(&self.counters().calls_fault, 1);
-        self.sys().poison(self.address(piece, piece.start)).map_err(refused)?;
+        let mut poisoned = self.sys().poison(at);
+        if poisoned == Err(Errno::EXIST) {
+            // A scan has left its mark on the hole, or the page is poisoned already.
+            add(&self.counters().calls_fault, 2);
+            self.sys().unprotect(at, PAGE_SIZE).map_err(refused)?;
+            poisoned = self.sys().poison(at);
+        }
+        if poisoned == Err(Errno::EXIST) {
+            add(&self.counters().calls_fault, 1);
+            return self.sys().wake(at, PAGE_SIZE).map_err(refused);
+        }
+        poisoned.map_err(refused)?;
         add(&self.counters().pages_poisoned, 1);
         Ok(())
     }
@@ -540,7 +553,6 @@ impl<S: Sys> Cluster<S> {
         let mut pages = self.lock();
         let mut new_count = 0;
         let mut old_count = 0;
-        let mut asked_count = 0;
         // No allocation: this runs while a program waits for its page.
         let mut at = range.start;
         while at < range.end {
@@ -558,20 +570,20 @@ impl<S: Sys> Cluster<S> {
                 let filled = fill(piece, page, end);
                 let filled_end = filled.map_or_else(|(page, _)| page, |()| end);
                 resident.insert(page, filled_end);
+                // Counted before the thread that waits goes on and perhaps looks.
+                let asked = reason.asked().map(|p| p.wrapping_sub(piece.window_page));
+                let asked = asked.is_some_and(|p| (page..filled_end).contains(&p));
+                add(&self.counters().pages_asked, u64::from(asked));
+                add(&self.counters().pages_ahead, filled_end - page - u64::from(asked));
                 self.map_new(piece, page, filled_end, reason)?;
                 filled.map_err(|(page, errno)| self.refused("filling", piece, page, errno))?;
                 new_count += end - page;
-                let asked = reason.asked().map(|p| p.wrapping_sub(piece.window_page));
-                asked_count += u64::from(asked.is_some_and(|p| (page..end).contains(&p)));
                 page = end;
             }
             at = piece.window_page + piece.end;
         }
-        let counters = self.counters();
-        add(&counters.pages_asked, asked_count);
-        add(&counters.pages_ahead, new_count - asked_count);
         if old_count > 0 {
-            add(&counters.raced, 1);
+            add(&self.counters().raced, 1);
         }
         Ok(match (new_count, old_count) {
             (_, 0) => Installed::Done,

@@ -276,6 +276,10 @@ fn body_of_a_process_that_touches_a_damaged_page() {
         let mut batch = stead_memory::FaultBatch::new(4);
         ground.space.poll(&mut batch, None).unwrap();
         assert_eq!(batch.faults()[0].page, PageNo(12));
+        // A scan between pages that are there leaves its marks on the hole.
+        ground.cluster.install_zero(PageRange::new(11, 12), Reason::Ahead).unwrap();
+        ground.cluster.install_zero(PageRange::new(13, 14), Reason::Ahead).unwrap();
+        assert_eq!(ground.dirty(Scan::Protect), []);
         ground.cluster.poison(PageNo(12)).unwrap();
     });
 }
@@ -288,12 +292,38 @@ fn a_page_in_memory_cannot_be_poisoned() {
     assert!(error.to_string().contains("poisoning of page 4 failed"), "{error}");
     assert_eq!(load(ground.address(4)), 1);
     // A poisoned page heals once its contents are found elsewhere.
+    assert_eq!(ground.dirty(Scan::Protect), ranges(&[(4, 5)]));
     ground.cluster.poison(PageNo(6)).unwrap();
+    ground.cluster.poison(PageNo(6)).unwrap();
+    assert_eq!(ground.dirty(Scan::Protect), []);
     let mut image = vec![0; PAGE_SIZE];
     stamp(PageNo(6), &mut image);
     ground.cluster.install(PageNo(6), &image, Reason::Ahead).unwrap();
     assert_eq!(load(ground.address(6)), stamp_word(6));
     assert_eq!(ground.space.counters().pages_poisoned, 1);
+}
+
+#[test]
+fn a_poisoned_page_stays_so_through_a_scan() {
+    let output = child("body_of_a_process_with_a_damaged_page_among_others");
+    if String::from_utf8_lossy(&output.stderr).contains("NOT RUN") {
+        return assert_success(&output);
+    }
+    assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{}", output.status);
+}
+
+#[test]
+#[ignore = "the body of a process of its own"]
+fn body_of_a_process_with_a_damaged_page_among_others() {
+    let Some(ground) = Ground::served(1, 1, stamp) else { return };
+    store(ground.address(1), 1);
+    store(ground.address(3), 1);
+    ground.cluster.poison(PageNo(2)).unwrap();
+    for _ in 0..2 {
+        let dirty = ground.dirty(Scan::Protect);
+        assert!(dirty.iter().all(|run| !(run.start..run.end).contains(&2)), "{dirty:?}");
+    }
+    load(ground.address(2));
 }
 
 #[test]

@@ -127,10 +127,14 @@ pub trait Sys: Send + Sync + Sized + 'static {
     /// Write-protects mapped pages. Absent ones should not be among them: it costs, and marks them.
     fn protect(&self, at: Address, byte_len: usize) -> Result<(), Errno>;
 
+    /// Takes the protection of mapped pages away, and the marks that protecting left on absent ones.
+    fn unprotect(&self, at: Address, byte_len: usize) -> Result<(), Errno>;
+
     /// Lets the threads that wait for these pages try again.
     fn wake(&self, at: Address, byte_len: usize) -> Result<(), Errno>;
 
-    /// Makes a touch of an absent page fatal.
+    /// Makes a touch of an absent page fatal. `EXIST` if it is mapped, marked as protected, or fatal to
+    /// touch already.
     fn poison(&self, at: Address) -> Result<(), Errno>;
 
     /// Finds pages that are not protected, and with `protect` protects what it reports in the same

@@ -147,7 +147,11 @@ impl Sys for Linux {
     }
 
     fn protect(&self, at: Address, byte_len: usize) -> Result<(), Errno> {
-        self.uffd.protect(at.0, byte_len)
+        self.uffd.protect(at.0, byte_len, true)
+    }
+
+    fn unprotect(&self, at: Address, byte_len: usize) -> Result<(), Errno> {
+        self.uffd.protect(at.0, byte_len, false)
     }
 
     fn wake(&self, at: Address, byte_len: usize) -> Result<(), Errno> {

@@ -169,10 +169,10 @@ impl Uffd {
         Progress { byte_count, stopped: result.err() }
     }
 
-    pub(super) fn protect(&self, at: usize, byte_len: usize) -> Result<(), Errno> {
+    pub(super) fn protect(&self, at: usize, byte_len: usize, on: bool) -> Result<(), Errno> {
         const WRITEPROTECT_MODE_WP: u64 = 1;
-        let mut arg =
-            RangeMode { start: at as u64, len: byte_len as u64, mode: WRITEPROTECT_MODE_WP };
+        let mode = if on { WRITEPROTECT_MODE_WP } else { 0 };
+        let mut arg = RangeMode { start: at as u64, len: byte_len as u64, mode };
         // SAFETY: the argument is a uffdio_writeprotect, alive for the call. Only ranges registered
         // with this descriptor change, and a write to them is resolved by the kernel (WP_ASYNC).
         unsafe { ioctl(&self.fd, UFFDIO_WRITEPROTECT, &mut arg) }

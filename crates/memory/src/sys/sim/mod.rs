@@ -337,6 +337,18 @@ impl Sys for Sim {
         Ok(())
     }
 
+    fn unprotect(&self, at: Address, byte_len: usize) -> Result<(), Errno> {
+        let mut machine = self.call();
+        for page in (at.0..at.0 + byte_len).step_by(PAGE_SIZE) {
+            match machine.entries.get_mut(&page) {
+                Some(Entry::Present { protected }) => *protected = false,
+                Some(Entry::Marker) => drop(machine.entries.remove(&page)),
+                Some(Entry::Poisoned) | None => {}
+            }
+        }
+        Ok(())
+    }
+
     fn wake(&self, at: Address, byte_len: usize) -> Result<(), Errno> {
         let mut machine = self.call();
         machine.awaited.retain(|page| !(at.0..at.0 + byte_len).contains(page));
@@ -345,7 +357,7 @@ impl Sys for Sim {
 
     fn poison(&self, at: Address) -> Result<(), Errno> {
         let mut machine = self.call();
-        if matches!(machine.entries.get(&at.0), Some(Entry::Present { .. })) {
+        if machine.entries.contains_key(&at.0) {
             return Err(Errno::EXIST);
         }
         machine.entries.insert(at.0, Entry::Poisoned);
