@@ -1,0 +1,396 @@
+//! Views: what a new one takes away, and how homes learn again who owns what. Whether a site is dead
+//! is not decided here. Read [`Site::change_view`] first.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::config::Policy;
+use crate::effect::Effect;
+use crate::ids::{Access, Micros, PageKey, SiteId, Version};
+use crate::message::{Held, Message, Role};
+use crate::site::{Site, Turn};
+use crate::site_set::SiteSet;
+use crate::sorted_map::SortedMap;
+use crate::table::Page;
+use crate::view::View;
+
+/// The state of a rebuild: everyone reports to the homes what it has of their pages; when all reports
+/// have arrived, the first site gives the word, and each home reads what it was told.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Rebuild {
+    over: bool,
+    begun: bool,
+    due: Micros,
+    /// Sites that left since homes were last whole.
+    gone: SiteSet,
+    /// What each home has still to hear from here.
+    unheard: SortedMap<SiteId, Vec<Held>>,
+    /// What this site was told as a home.
+    told: Vec<(SiteId, Held)>,
+    told_by: SiteSet,
+    /// At a home: who has copies of a page that goes back to whoever gave it to a dead site.
+    strays: SortedMap<PageKey, SiteSet>,
+    /// At the first site: who is ready.
+    ready: SiteSet,
+}
+
+impl Rebuild {
+    pub(crate) fn new(needed: bool) -> Rebuild {
+        Rebuild {
+            over: !needed,
+            begun: !needed,
+            due: 0,
+            gone: SiteSet::new(),
+            unheard: SortedMap::default(),
+            told: Vec::new(),
+            told_by: SiteSet::new(),
+            strays: SortedMap::default(),
+            ready: SiteSet::new(),
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    pub(crate) fn next_tick(&self) -> Option<Micros> {
+        (!self.over && self.begun).then_some(self.due)
+    }
+}
+
+impl Site {
+    pub(crate) fn change_view(&mut self, view: Arc<View>, turn: &mut Turn) {
+        let again = view.number() == self.view.number() && !self.rebuild.begun;
+        if view.number() <= self.view.number() && !again {
+            return;
+        }
+        let mut gone: SiteSet = self
+            .view
+            .members()
+            .iter()
+            .filter(|m| view.find(m.site) != Some(**m))
+            .map(|m| m.site)
+            .collect();
+        gone.extend(&self.rebuild.gone);
+        self.view = view;
+        self.rebuild = Rebuild { over: false, begun: true, ..Rebuild::new(true) };
+        self.forget_gone(&gone);
+        self.rounds_in_new_view(&gone, turn);
+        let reports = self.reports(&gone);
+        self.rebuild.gone = gone;
+        self.rebuild.unheard = reports;
+        self.rebuild_say(turn);
+    }
+
+    /// Takes the dead out of everything that waits for them, and forgets hints: each leads through
+    /// its home once more, as the home may have moved.
+    fn forget_gone(&mut self, gone: &SiteSet) {
+        for key in self.pages().collect::<Vec<_>>() {
+            let mut page = self.table.get(key);
+            if page.own && !gone.is_empty() {
+                let readers = self.table.take_readers(key, &mut page);
+                for reader in readers.iter().filter(|s| !gone.contains(*s)) {
+                    self.table.add_reader(key, &mut page, reader);
+                }
+                self.table.set(key, &page);
+            }
+        }
+        let me = self.me;
+        self.busy.retain(|_, busy| {
+            if busy.want.as_ref().is_some_and(|w| w.optional) {
+                busy.want = None;
+            }
+            if let Some(want) = &mut busy.want {
+                want.run = 0;
+            }
+            // Whoever waits asks again. Threads here that wait for a lock keep their place.
+            busy.queue.retain(|r| r.from == me);
+            busy.acks.retain(|s| !gone.contains(s));
+            busy.early = SiteSet::new();
+            busy.early_version = Version::ZERO;
+            if let Some(leaving) = &mut busy.leaving {
+                leaving.stranded |= gone.contains(leaving.to);
+            }
+            true
+        });
+    }
+
+    fn reports(&mut self, gone: &SiteSet) -> SortedMap<SiteId, Vec<Held>> {
+        let mut held = Vec::new();
+        let (busy, config) = (&self.busy, &self.config);
+        let mut dropped = Vec::new();
+        for (key, page) in self.table.iter() {
+            if page.own {
+                let lock = config.cluster(key.cluster).is_some_and(|c| c.policy == Policy::Lock);
+                let unused = busy.get(key).is_none() && self.table.readers(key, &page).is_empty();
+                if page.stored && unused && !lock {
+                    // Nobody has it: the new home starts from the store, as this site did.
+                    dropped.push(key);
+                } else {
+                    held.push(Held { page: key, version: page.version, role: Role::Owner });
+                }
+            } else if let Some(leaving) = busy.get(key).and_then(|b| b.leaving.as_ref()) {
+                let role = if leaving.stranded {
+                    Role::Stranded(leaving.to)
+                } else {
+                    Role::Giving(leaving.to)
+                };
+                held.push(Held { page: key, version: leaving.grant.version, role });
+            }
+            if !page.own && page.access != Access::None {
+                // Only a death leaves copies without an owner who counts them.
+                if gone.is_empty() {
+                    continue;
+                }
+                held.push(Held { page: key, version: page.version, role: Role::Reader });
+            } else if !page.own && gone.contains(page.owner) {
+                let role = Role::Missing(page.owner);
+                held.push(Held { page: key, version: page.version, role });
+            }
+        }
+        for key in dropped {
+            self.table.set(key, &Page::default());
+        }
+        self.table.for_each(|_, page| {
+            if !page.own {
+                // The version stays: a grant that was taken must not be taken again (I13).
+                page.owner = SiteId::NONE;
+            }
+        });
+        let mut reports: SortedMap<SiteId, Vec<Held>> = SortedMap::default();
+        for held in held {
+            if let Some(home) = self.home(held.page) {
+                reports.entry(home).push(held);
+            }
+        }
+        reports
+    }
+
+    fn rebuild_say(&mut self, turn: &mut Turn) {
+        self.rebuild.due = turn.now + self.config.retry_us;
+        let mut next = self.rebuild.unheard.key_at(0);
+        if next.is_none() {
+            self.send(self.view.first_site(), Message::Ready, turn);
+        }
+        while let Some(home) = next {
+            let pages = self.rebuild.unheard.get(home).cloned().unwrap_or_default();
+            self.send(home, Message::Report { pages }, turn);
+            next = self.rebuild.unheard.key_after(home);
+        }
+    }
+
+    pub(crate) fn rebuild_tick(&mut self, turn: &mut Turn) {
+        if !self.rebuild.over && self.rebuild.begun && self.rebuild.due <= turn.now {
+            self.rebuild_say(turn);
+        }
+    }
+
+    pub(crate) fn report(&mut self, from: SiteId, pages: Vec<Held>, turn: &mut Turn) {
+        if !self.rebuild.over && self.rebuild.told_by.insert(from) {
+            self.rebuild.told.extend(pages.into_iter().map(|held| (from, held)));
+        }
+        self.send(from, Message::Reported, turn);
+    }
+
+    pub(crate) fn reported(&mut self, from: SiteId, turn: &mut Turn) {
+        if self.rebuild.unheard.remove(from).is_some() && self.rebuild.unheard.len() == 0 {
+            self.rebuild_say(turn);
+        }
+    }
+
+    pub(crate) fn ready(&mut self, from: SiteId, turn: &mut Turn) {
+        if self.rebuild.over {
+            self.send(from, Message::Resume, turn);
+            return;
+        }
+        self.rebuild.ready.insert(from);
+        if self.rebuild.ready.len() == self.view.members().len() {
+            for site in self.view.clone().sites() {
+                self.send(site, Message::Resume, turn);
+            }
+        }
+    }
+
+    pub(crate) fn resume(&mut self, turn: &mut Turn) {
+        if self.rebuild.over || !self.rebuild.begun {
+            return;
+        }
+        self.rebuild.over = true;
+        let mut told = core::mem::take(&mut self.rebuild.told);
+        self.rebuild.told_by = SiteSet::new();
+        self.rebuild.ready = SiteSet::new();
+        let gone = core::mem::take(&mut self.rebuild.gone);
+        told.sort_unstable_by_key(|(site, held)| (held.page, *site, held.role));
+        for of_page in told.chunk_by(|a, b| a.1.page == b.1.page) {
+            self.restore_home(of_page, turn);
+        }
+        turn.out.push(Effect::Rebuilt { view: self.view.number() });
+        self.doom_partners_of(&gone, turn);
+        // Everything unfinished goes on as if its time had come.
+        let mut next = self.busy.key_at(0);
+        while let Some(key) = next {
+            if let Some(busy) = self.busy.get_mut(key) {
+                if let Some(want) = &mut busy.want {
+                    want.due = turn.now;
+                }
+                busy.acks_due = turn.now;
+                if let Some(leaving) = &mut busy.leaving {
+                    leaving.due = turn.now;
+                }
+                let install = busy.install;
+                if busy.acks.is_empty() && install != Access::None {
+                    self.install(key, install, turn);
+                }
+            }
+            self.page_tick(key, turn);
+            self.pump(key, turn);
+            next = self.busy.key_after(key);
+        }
+    }
+
+    /// What the home makes of all that was reported of one page: the highest version wins; what only
+    /// a dead site had is again what it was in the stable state (C10).
+    fn restore_home(&mut self, told: &[(SiteId, Held)], turn: &mut Turn) {
+        let key = told[0].1.page;
+        let fresh = Version::first_of(self.view.number());
+        let rank = |role: Role| match role {
+            Role::Owner | Role::Giving(_) => Some(1),
+            Role::Stranded(_) => Some(0),
+            Role::Reader | Role::Missing(_) => None,
+        };
+        let held = told
+            .iter()
+            .filter_map(|(site, held)| Some((held.version, rank(held.role)?, site, held.role)));
+        let best = held.max_by_key(|(version, rank, ..)| (*version, *rank));
+        let missing = told.iter().find_map(|(_, held)| match held.role {
+            Role::Missing(site) => Some(site),
+            _ => None,
+        });
+        // I16: a copy that the owner does not count must go before the owner writes.
+        let copies: SiteSet = told
+            .iter()
+            .filter(|(_, held)| held.role == Role::Reader)
+            .map(|(site, _)| *site)
+            .collect();
+        match best {
+            Some((_, _, site, Role::Owner)) if *site == self.me => {}
+            Some((version, _, site, Role::Owner)) => {
+                self.learn_home_entry(key, *site, version, turn);
+            }
+            Some((version, _, _, Role::Giving(to))) => {
+                self.learn_home_entry(key, to, version, turn);
+            }
+            Some((_, _, site, Role::Stranded(to))) => {
+                turn.out.push(Effect::Lost { page: key, with: Some(to) });
+                self.learn_home_entry(key, *site, fresh, turn);
+                self.rebuild.strays.insert(key, copies);
+            }
+            Some((_, _, _, Role::Reader | Role::Missing(_))) | None => {
+                turn.out.push(Effect::Lost { page: key, with: missing });
+                self.learn_home_entry(key, self.me, fresh, turn);
+                let mut copies = copies;
+                copies.remove(self.me);
+                self.table.set(
+                    key,
+                    &Page {
+                        version: fresh,
+                        owner: self.me,
+                        own: true,
+                        stored: true,
+                        ..Page::default()
+                    },
+                );
+                for reader in copies.iter() {
+                    let owner = self.me;
+                    self.send(
+                        reader,
+                        Message::Invalidate { page: key, version: fresh, owner },
+                        turn,
+                    );
+                }
+                self.await_acks(key, copies, Access::None, turn);
+            }
+        }
+    }
+
+    fn learn_home_entry(&mut self, key: PageKey, owner: SiteId, version: Version, turn: &mut Turn) {
+        let mut page = self.table.get(key);
+        if page.access != Access::None && page.version < version {
+            // The copy here is older than what the owner may write already.
+            turn.out.push(Effect::Revoke { page: key, keep: false });
+            page.access = Access::None;
+        }
+        page.owner = owner;
+        page.version = version;
+        self.table.set(key, &page);
+    }
+
+    pub(crate) fn stranded(
+        &mut self,
+        from: SiteId,
+        key: PageKey,
+        version: Version,
+        turn: &mut Turn,
+    ) {
+        let page = self.load(key);
+        let here = page.owner == from && page.version == Version::first_of(self.view.number());
+        let keep = (here && !page.own).then_some(page.version);
+        let copies = self.rebuild.strays.get(key).cloned().unwrap_or_default();
+        self.send(from, Message::Settle { page: key, version, keep, copies }, turn);
+    }
+
+    pub(crate) fn settle(
+        &mut self,
+        key: PageKey,
+        version: Version,
+        keep: Option<Version>,
+        strays: &SiteSet,
+        turn: &mut Turn,
+    ) {
+        let mut page = self.load(key);
+        let Some(policy) = self.policy(key) else { return };
+        let Some(busy) = self.busy.get_mut(key) else { return };
+        if page.own
+            || !busy.leaving.as_ref().is_some_and(|l| l.stranded && l.grant.version == version)
+        {
+            return;
+        }
+        let Some(leaving) = busy.leaving.take() else { return };
+        match keep {
+            None if leaving.frame && page.access == Access::None => {
+                turn.out.push(Effect::Release { page: key });
+            }
+            None => {}
+            Some(version) => {
+                let access = if leaving.frame { Access::Read } else { Access::None };
+                let stored = !leaving.frame && policy != Policy::Lock;
+                page = Page {
+                    version,
+                    owner: self.me,
+                    own: true,
+                    stored,
+                    access,
+                    modified: leaving.grant.modified,
+                    ..Page::default()
+                };
+                self.table.set(key, &page);
+                if leaving.frame {
+                    turn.out.push(Effect::Map { page: key, access });
+                }
+                // Copies that the dead site may not have seen go must go now.
+                let view = self.view.clone();
+                let mut copies = leaving.grant.copies;
+                copies.extend(strays);
+                copies.retain(|s| view.contains(s));
+                copies.remove(self.me);
+                for reader in copies.iter() {
+                    let owner = self.me;
+                    self.send(reader, Message::Invalidate { page: key, version, owner }, turn);
+                }
+                self.await_acks(key, copies, Access::None, turn);
+            }
+        }
+        self.pump(key, turn);
+        self.forget_if_idle(key);
+    }
+}

@@ -1,0 +1,43 @@
+//! Mistakes that a test makes on purpose, one at a time, to show that the proof catches it. Without
+//! the feature `planted` none of them is compiled. Read [`Bug`] first.
+
+/// A mistake.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Bug {
+    /// A request that arrives before the page it was sent for is bounced to the home (I1).
+    Bounce,
+    /// A copy that an invalidation overtook is installed (I2).
+    InstallStale,
+    /// An invalidation waits for a local fault on the same page (I3).
+    WaitForFault,
+    /// A grant goes without body to whoever said that it had a copy (I4).
+    TrustCopy,
+    /// A page granted twice is taken twice (I5).
+    TakeTwice,
+    /// Nothing is held, and requests are served youngest first (I6).
+    Unfair,
+    /// A site that passes a read request on takes the reader for the owner (I7).
+    HintFromRead,
+    /// Messages of older views are heard (I8).
+    NoFence,
+    /// A run waits for all its pages (I9).
+    HoldAndWait,
+    /// Pages are not served while the gate is closed (I10).
+    ServeOnlyAwake,
+    /// Given modified pages are not reported (R1).
+    ForgetGave,
+    /// Taken modified pages are not reported (R2).
+    ForgetTook,
+    /// A quiet site gives a page that it did not capture (R3).
+    GiveUncaptured,
+    /// A site is quiet although mutating sections are open (the gate).
+    NoDrain,
+    /// What was given and taken before Close is forgotten.
+    ForgetHistory,
+    /// One invalidation of several is not sent, nor waited for.
+    SkipInvalidation,
+    /// The page is writable before all copies are gone.
+    WriteEarly,
+    /// The frame is dropped when the page is sent, not when it arrived (I15).
+    DropFrame,
+}
