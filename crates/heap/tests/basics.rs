@@ -1,0 +1,337 @@
+//! The heap as a program sees it, on simulated memory: a container is made, filled, closed, opened and
+//! read again. No store and no gate. The site's part is played by `Heap` in `common`.
+#![deny(unsafe_code)]
+
+mod common;
+
+use common::Heap;
+use stead_derive::{Persist, StableHash};
+use stead_heap::{
+    AllocError, Box, Counter, Error, HashMap, LockError, Mutex, Ptr, RwLock, Slot, Text, Vec,
+};
+
+#[derive(Persist)]
+#[persist(crate = stead_heap)]
+#[repr(C)]
+struct Task<'s> {
+    id: u64,
+    done: Counter<'s>,
+    next: Slot<'s, Option<Ptr<'s, Task<'s>>>>,
+    notes: Mutex<'s, Vec<'s, u64>>,
+}
+
+#[derive(Persist, StableHash, PartialEq, Eq, Debug, Clone, Copy)]
+#[persist(crate = stead_heap)]
+#[repr(u8)]
+enum Colour {
+    Red,
+    Green = 7,
+}
+
+#[derive(Persist)]
+#[persist(crate = stead_heap)]
+#[repr(C, u32)]
+enum Tree<'s> {
+    Leaf(u64),
+    Node { left: Box<'s, Tree<'s>>, right: Box<'s, Tree<'s>>, weight: u32 },
+    Named(Text<'s>),
+}
+
+#[derive(Persist)]
+#[persist(crate = stead_heap)]
+#[repr(C)]
+struct Pair<A, B> {
+    a: A,
+    b: B,
+}
+
+#[derive(Persist)]
+#[persist(crate = stead_heap)]
+#[repr(C)]
+struct Board<'s> {
+    head: Slot<'s, Option<Ptr<'s, Task<'s>>>>,
+    names: Mutex<'s, HashMap<'s, Text<'s>, Vec<'s, u32>>>,
+    tree: RwLock<'s, Option<Box<'s, Tree<'s>>>>,
+    pair: Pair<u64, Option<std::num::NonZero<u64>>>,
+    colours: Mutex<'s, HashMap<'s, Colour, u64>>,
+    plain: Vec<'s, u64>,
+}
+
+fn board() -> Heap<Board<'static>> {
+    Heap::new(2, |tx| {
+        Ok(Board {
+            head: Slot::new(None),
+            names: Mutex::new(HashMap::new(tx)),
+            tree: RwLock::new(None),
+            pair: Pair { a: 1, b: None },
+            colours: Mutex::new(HashMap::new(tx)),
+            plain: Vec::new(tx),
+        })
+    })
+}
+
+#[test]
+fn a_container_keeps_what_sections_did() {
+    let mut heap = board();
+    heap.exclusive(|r, x| {
+        for id in 0..10 {
+            let task = x.alloc(Task {
+                id,
+                done: Counter::new(0),
+                next: Slot::new(*r.head.get(x)),
+                notes: Mutex::new(Vec::new(x)),
+            })?;
+            r.head.set(x, Some(task));
+            r.plain.push(x, id)?;
+        }
+        Ok(())
+    })
+    .unwrap();
+    heap.write(|r, tx| {
+        let mut at = *r.head.get(tx);
+        while let Some(task) = at {
+            task.done.add(tx, 2);
+            task.notes.lock(tx)?.push(tx, task.id * 3)?;
+            at = *task.next.get(tx);
+        }
+        let mut names = r.names.lock(tx)?;
+        for (i, name) in ["ada", "grace", "barbara", "frances"].iter().enumerate() {
+            let name = Text::from_str(tx, name)?;
+            let list = names.get_or_insert_with(tx, name, || Ok::<_, Error>(Vec::new(tx)))?;
+            list.push(tx, i as u32)?;
+        }
+        r.colours.lock(tx)?.insert(tx, Colour::Green, 3)?;
+        Ok(())
+    })
+    .unwrap();
+    heap.reopen();
+    heap.read(|r, tx| {
+        let mut at = *r.head.get(tx);
+        let mut seen = 0;
+        while let Some(task) = at {
+            assert_eq!(task.done.get(), 2);
+            seen += task.id;
+            at = *task.next.get(tx);
+        }
+        assert_eq!(seen, 45);
+        assert_eq!(r.plain[..], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    });
+    heap.write(|r, tx| {
+        let names = r.names.lock(tx)?;
+        assert_eq!(names.get("grace").map(|v| v.len()), Some(1));
+        assert_eq!(names["barbara"][..], [2]);
+        assert!(names.get("alan").is_none());
+        let notes = r.head.get(tx).unwrap().get().notes.lock(tx)?;
+        assert_eq!(notes[..], [27]);
+        assert_eq!(r.colours.lock(tx)?.get(&Colour::Green), Some(&3));
+        assert_eq!(r.colours.lock(tx)?.get(&Colour::Red), None);
+        Ok(())
+    })
+    .unwrap();
+    heap.check();
+}
+
+#[test]
+fn an_error_undoes_the_section() {
+    let mut heap = board();
+    let before = heap.write(|r, tx| {
+        let mut names = r.names.lock(tx)?;
+        for i in 0..100u32 {
+            let mut v = Vec::new(tx);
+            v.push(tx, i)?;
+            names.insert(tx, Text::from_str(tx, &format!("name {i}"))?, v)?;
+        }
+        Ok(names.len())
+    });
+    assert_eq!(before.unwrap(), 100);
+    let undone = heap.write(|r, tx| {
+        let mut names = r.names.lock(tx)?;
+        for i in 0..1000u32 {
+            names.remove(tx, format!("name {}", i * 2).as_str());
+            names.insert(tx, Text::from_str(tx, &format!("other {i}"))?, Vec::new(tx))?;
+            if let Some(v) = names.get_mut(tx, "name 1") {
+                v.push(tx, 77)?;
+                v.get_mut(tx, 0).map(|x| *x = 5);
+            }
+        }
+        Err::<(), _>(Error::Lock(LockError::Deadlock))
+    });
+    assert!(undone.is_err());
+    for _ in 0..2 {
+        heap.write(|r, tx| {
+            let names = r.names.lock(tx)?;
+            assert_eq!(names.len(), 100);
+            for i in 0..100u32 {
+                assert_eq!(names[format!("name {i}").as_str()][..], [i]);
+            }
+            assert_eq!(names.iter().count(), 100);
+            Ok(())
+        })
+        .unwrap();
+        heap.check();
+        heap.reopen();
+    }
+}
+
+#[test]
+fn trees_are_freed_when_the_section_commits() {
+    let heap = board();
+    for round in 0..3 {
+        heap.write(|r, tx| {
+            let mut tree = Tree::Leaf(round);
+            for weight in 0..500 {
+                let left = Box::new(tx, tree)?;
+                let right = Box::new(tx, Tree::Named(Text::from_str(tx, "a leaf with a name")?))?;
+                tree = Tree::Node { left, right, weight };
+            }
+            *r.tree.write(tx)? = Some(Box::new(tx, tree)?);
+            Ok(())
+        })
+        .unwrap();
+        heap.check();
+    }
+    heap.write(|r, tx| {
+        let mut depth = 0;
+        let tree = r.tree.read(tx)?;
+        let mut at: &Tree = tree.as_ref().unwrap();
+        while let Tree::Node { left, right, weight } = at {
+            assert!(matches!(&**right, Tree::Named(t) if t == "a leaf with a name"));
+            depth += 1;
+            assert_eq!(*weight, 500 - depth);
+            at = left;
+        }
+        assert!(matches!(at, Tree::Leaf(2)));
+        Ok(())
+    })
+    .unwrap();
+    let full = heap.arena().verify().live_bytes;
+    heap.write(|r, tx| {
+        *r.tree.write(tx)? = None;
+        Ok(())
+    })
+    .unwrap();
+    let report = heap.check();
+    assert!(report.live_bytes < full / 10, "{report}");
+    heap.read(|r, _| assert_eq!(r.pair.a, 1));
+}
+
+#[test]
+fn a_panic_undoes_the_section_and_goes_on() {
+    let heap = board();
+    heap.exclusive(|r, x| r.plain.extend(x, 0..50).map_err(Error::from)).unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        heap.exclusive(|r, x| {
+            r.pair.a = 99;
+            r.plain.clear(x);
+            r.plain.extend(x, 0..5000)?;
+            r.head.set(
+                x,
+                Some(x.alloc(Task {
+                    id: 1,
+                    done: Counter::new(0),
+                    next: Slot::new(None),
+                    notes: Mutex::new(Vec::new(x)),
+                })?),
+            );
+            panic!("on purpose");
+            #[allow(unreachable_code)]
+            Ok(())
+        })
+    }));
+    assert_eq!(*panicked.unwrap_err().downcast::<&str>().unwrap(), "on purpose");
+    heap.read(|r, tx| {
+        assert_eq!(r.pair.a, 1);
+        assert!(r.plain.iter().copied().eq(0..50));
+        assert!(r.head.get(tx).is_none());
+    });
+    let report = heap.check();
+    assert_eq!(report.leaked_allocations, 0, "{report}");
+}
+
+#[test]
+fn locks_are_lent_once_and_held_to_the_end() {
+    let heap = board();
+    heap.write(|r, tx| {
+        let guard = r.names.lock(tx)?;
+        assert_eq!(r.names.lock(tx).err(), Some(LockError::AlreadyLent));
+        drop(guard);
+        // Dropped, it is granted at once; forgotten, it stays lent.
+        std::mem::forget(r.names.lock(tx)?);
+        assert_eq!(r.names.lock(tx).err(), Some(LockError::AlreadyLent));
+        let (a, b) = (r.tree.read(tx)?, r.tree.read(tx)?);
+        assert_eq!(r.tree.write(tx).err(), Some(LockError::AlreadyLent));
+        drop((a, b));
+        let write = r.tree.write(tx)?;
+        assert_eq!(r.tree.read(tx).err(), Some(LockError::AlreadyLent));
+        heap.read(|inner, read| {
+            assert_eq!(inner.tree.read(read).err(), Some(LockError::AlreadyLent));
+        });
+        drop(write);
+        // The section around still holds it.
+        heap.read(|inner, read| {
+            assert_eq!(inner.tree.read(read).err(), Some(LockError::AlreadyLent));
+        });
+        // A lock that is not in the container yet is a lock all the same.
+        let local = Mutex::new(5u64);
+        let mut guard = local.lock(tx)?;
+        *guard += 1;
+        assert_eq!(local.lock(tx).err(), Some(LockError::AlreadyLent));
+        drop(guard);
+        assert_eq!(*local.lock(tx)?, 6);
+        Ok(())
+    })
+    .unwrap();
+    // All released at the end, the forgotten one too.
+    heap.write(|r, tx| {
+        drop(r.names.lock(tx)?);
+        drop(r.tree.write(tx)?);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_reading_section_inside_keeps_its_own_locks() {
+    let heap = board();
+    heap.write(|r, tx| {
+        heap.read(|inner, read| {
+            let guard = inner.tree.read(read).unwrap();
+            assert_eq!(r.tree.write(tx).err(), Some(LockError::AlreadyLent));
+            // The outer section takes one while the inner is open; it must survive it.
+            std::mem::forget(r.colours.lock(tx).unwrap());
+            drop(guard);
+        });
+        assert_eq!(r.colours.lock(tx).err(), Some(LockError::AlreadyLent));
+        drop(r.tree.write(tx)?);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn clusters_are_where_the_program_says() {
+    let mut heap = board();
+    let number = heap
+        .write(|_, tx| {
+            let cluster = tx.new_cluster()?;
+            let p = tx.alloc_in(cluster, 7u64)?;
+            let q = tx.alloc_near(&*p, 8u64)?;
+            let mut v = Vec::new_in(cluster);
+            v.extend(tx, 0..10_000u64)?;
+            let own = p.address().window_base();
+            assert_ne!(own, tx.alloc(9u64)?.address().window_base());
+            assert_eq!(own, q.address().window_base());
+            assert_eq!(own.0, (&raw const v[0]).addr() & !(stead_model::WINDOW_SIZE - 1));
+            assert!(matches!(tx.new_cluster(), Err(AllocError::Full { cluster: 2, .. })));
+            Ok(cluster.number())
+        })
+        .unwrap();
+    heap.reopen();
+    heap.write(|_, tx| {
+        let cluster = tx.cluster(number).expect("clusters stay");
+        let p = tx.alloc_in(cluster, 7u64)?;
+        assert_eq!(p.address().window_base().0, heap.arena().base().0 + stead_model::WINDOW_SIZE);
+        Ok(())
+    })
+    .unwrap();
+}
