@@ -1,1 +1,44 @@
-//! Stable pages: a log that is its own shadow, its map, its roots, and recovery.
+//! Stable pages (catalogue B): a log that is its own shadow, the map of where each page lies, two roots,
+//! and recovery. A stabilisation is one sequential write and one flush; after a crash the store is exactly at
+//! the last acknowledged one, or at the one under way.
+//!
+//! It knows neither what pages mean nor where they are in memory, and starts no thread: upkeep runs on the
+//! caller's. Read [`Store`] first, then [`Batch`]; [`Medium`] is the whole contact with the disk, and
+//! `docs/store-format.md` has the bytes.
+#![forbid(unsafe_code)]
+
+mod aligned;
+mod batch;
+mod clean;
+mod cold;
+mod commit;
+mod directory;
+mod disk;
+mod error;
+mod file;
+mod format;
+mod keep;
+mod layer;
+mod medium;
+pub mod planted;
+mod read;
+mod recover;
+pub mod sim;
+mod space;
+mod store;
+mod tree;
+mod verify;
+
+pub use aligned::AlignedBuf;
+pub use batch::Batch;
+pub use commit::Committed;
+pub use directory::CreateOptions;
+pub use disk::Counters;
+pub use error::{CommitError, CreateError, Damage, Held, OpenError, ReadError};
+pub use file::FileMedium;
+pub use keep::Maintained;
+pub use medium::Medium;
+pub use read::{Run, Stored};
+pub use recover::OpenReport;
+pub use store::{Stat, Store, StoreHeader};
+pub use verify::{Accounting, Verified, VerifyProgress};

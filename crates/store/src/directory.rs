@@ -1,0 +1,337 @@
+//! A store's directory: the file `lock`, which one process at a time holds, and the file `log`, which is
+//! the store. Read [`Store::create`] and [`Store::open`] first.
+//!
+//! The lock is an fcntl lock, which a forked child does not inherit, together with a list of what this very
+//! process holds, because fcntl locks do not exclude the process that has them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::io::Errno;
+use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
+use stead_model::WINDOW_COUNT;
+
+use crate::error::{CreateError, Held, OpenError};
+use crate::file::FileMedium;
+use crate::format::{BLOCK, FORMAT_VERSION, HEADER_BLOCKS, LogPosition, Place, ROOTS, Root};
+use crate::format::{SUPERBLOCKS, Superblock};
+use crate::medium::Medium;
+use crate::recover::{OpenReport, open_at};
+use crate::space::{Layout, SEGMENT_BLOCKS};
+use crate::store::Store;
+
+const LOCK: &str = "lock";
+const LOG: &str = "log";
+/// The log while it is being made.
+const LOG_NEW: &str = "log.new";
+
+/// Segments of a new store.
+const FIRST_SEGMENTS: usize = 4;
+
+/// What a new store is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CreateOptions {
+    /// The window from which its containers take addresses; by chance if `None`, so that two stores fit into one
+    /// process.
+    pub base_window: Option<u32>,
+    /// Blocks of 4096 bytes in a segment of the log; 1024 (4 MiB) if `None`. Small ones are for tests.
+    pub segment_blocks: Option<u32>,
+    /// What tells it from other stores; by chance if `None`.
+    pub store_id: Option<u128>,
+    /// When it was created, in seconds since 1970; now if `None`.
+    pub created: Option<u64>,
+}
+
+impl Store {
+    /// Makes a new, empty store in `dir`, which must be empty or not there yet, and opens it.
+    ///
+    /// # Errors
+    /// If there is something already, or the directory cannot be written.
+    pub fn create(dir: &Path, options: &CreateOptions) -> Result<Store, CreateError> {
+        let io_error = |path: &Path, action| {
+            let path = path.to_path_buf();
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    CreateError::NotWritable { path, source }
+                }
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    CreateError::NoSpace { path, source }
+                }
+                _ => CreateError::Io { path, action, source },
+            }
+        };
+        match fs::create_dir(dir) {
+            Ok(()) => {
+                if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+                    sync_dir(parent).map_err(io_error(parent, "flushing"))?;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_empty(dir)?,
+            Err(error) => return Err(io_error(dir, "creating")(error)),
+        }
+        let lock = DirectoryLock::take(dir).map_err(|error| match error {
+            LockError::Held(held) => CreateError::Held(held),
+            LockError::Io(source) => io_error(&dir.join(LOCK), "locking")(source),
+        })?;
+        // Another may have been quicker before the lock was ours.
+        check_empty(dir)?;
+        let (new, log) = (dir.join(LOG_NEW), dir.join(LOG));
+        let made = (|| {
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let medium = FileMedium::create(&new)?;
+            let superblock = superblock(options)?;
+            format_medium(&medium, &superblock)?;
+            fs::rename(&new, &log)?;
+            sync_dir(dir)?;
+            Ok(medium)
+        })();
+        let medium = match made {
+            Ok(medium) => medium,
+            Err(error) => {
+                // Nothing of it is of use; what cannot be removed now goes when a store is made here.
+                let _ = fs::remove_file(&new);
+                return Err(match bad_options(options) {
+                    Some(why) => CreateError::BadOptions(why),
+                    None => io_error(&log, "creating")(error),
+                });
+            }
+        };
+        let (store, _) = open_at(Arc::new(medium), &log, Some(lock))
+            .map_err(|error| io_error(&log, "opening anew")(io::Error::other(error.to_string())))?;
+        Ok(store)
+    }
+
+    /// Makes a new, empty store on any medium that is empty, and opens it.
+    ///
+    /// # Errors
+    /// If the medium refuses, or the options ask for what cannot be.
+    pub fn create_on(
+        medium: Arc<dyn Medium>,
+        options: &CreateOptions,
+    ) -> Result<Store, CreateError> {
+        let path = PathBuf::from(LOG);
+        if let Some(why) = bad_options(options) {
+            return Err(CreateError::BadOptions(why));
+        }
+        let made = superblock(options).and_then(|superblock| format_medium(&*medium, &superblock));
+        made.map_err(|source| CreateError::Io { path: path.clone(), action: "creating", source })?;
+        let (store, _) = open_at(medium, &path, None).map_err(|error| CreateError::Io {
+            path: path.clone(),
+            action: "opening anew",
+            source: io::Error::other(error.to_string()),
+        })?;
+        Ok(store)
+    }
+
+    /// Opens the store in `dir` (catalogue B10): nothing is read that is not needed for finding the newest whole
+    /// state.
+    ///
+    /// # Errors
+    /// One for each way in which that may not be possible; nothing has been changed then.
+    pub fn open(dir: &Path) -> Result<(Store, OpenReport), OpenError> {
+        let io_error = |path: &Path, action| {
+            let path = path.to_path_buf();
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    OpenError::NotWritable { path, source }
+                }
+                _ => OpenError::Io { path, action, source },
+            }
+        };
+        match fs::metadata(dir) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(OpenError::NotADirectory { dir: dir.into() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(OpenError::Missing { dir: dir.into() });
+            }
+            Err(error) => return Err(io_error(dir, "opening")(error)),
+        }
+        let log = dir.join(LOG);
+        match fs::metadata(&log) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => {
+                let why = "its `log` is not a file".into();
+                return Err(OpenError::NotAStore { path: dir.into(), why });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let why = "it has no file `log`".into();
+                return Err(OpenError::NotAStore { path: dir.into(), why });
+            }
+            Err(error) => return Err(io_error(&log, "opening")(error)),
+        }
+        let lock = DirectoryLock::take(dir).map_err(|error| match error {
+            LockError::Held(held) => OpenError::Held(held),
+            LockError::Io(source) => io_error(&dir.join(LOCK), "locking")(source),
+        })?;
+        let medium = FileMedium::open(&log).map_err(io_error(&log, "opening"))?;
+        open_at(Arc::new(medium), &log, Some(lock))
+    }
+}
+
+/// Something there, but no store: an error; nothing, or traces of making a store that was cut short: fine.
+fn check_empty(dir: &Path) -> Result<(), CreateError> {
+    let io_error = |source| CreateError::Io { path: dir.into(), action: "listing", source };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(CreateError::NotADirectory { dir: dir.into() });
+        }
+        Err(error) => return Err(io_error(error)),
+    };
+    let mut other = false;
+    for entry in entries {
+        let name = entry.map_err(io_error)?.file_name();
+        if name == LOG {
+            return Err(CreateError::Exists { dir: dir.into() });
+        }
+        other |= name != LOCK && name != LOG_NEW;
+    }
+    if other { Err(CreateError::NotEmpty { dir: dir.into() }) } else { Ok(()) }
+}
+
+fn bad_options(options: &CreateOptions) -> Option<&'static str> {
+    if options.segment_blocks.is_some_and(|blocks| !SEGMENT_BLOCKS.contains(&blocks)) {
+        return Some("a segment must have from 8 to 65536 blocks");
+    }
+    if options.base_window.is_some_and(|window| window >= WINDOW_COUNT) {
+        return Some("the base window lies outside the address range");
+    }
+    None
+}
+
+fn superblock(options: &CreateOptions) -> io::Result<Superblock> {
+    if let Some(why) = bad_options(options) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    let mut chance = [0; 20];
+    File::open("/dev/urandom")?.read_exact_at(&mut chance, 0)?;
+    let id = u128::from_le_bytes(chance[..16].try_into().expect("sixteen bytes"));
+    let window = u32::from_le_bytes(chance[16..].try_into().expect("four bytes"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Superblock {
+        format_version: FORMAT_VERSION,
+        segment_blocks: options.segment_blocks.unwrap_or(1024),
+        store_id: options.store_id.unwrap_or(id),
+        base_window: options.base_window.unwrap_or(window % WINDOW_COUNT),
+        created: options.created.unwrap_or(now.as_secs()),
+    })
+}
+
+/// Writes the header of an empty store.
+fn format_medium(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()> {
+    let layout = Layout { segment_blocks: u64::from(superblock.segment_blocks) };
+    medium.set_len(layout.file_bytes(FIRST_SEGMENTS))?;
+    let mut header = vec![0; HEADER_BLOCKS as usize * BLOCK];
+    let mut put = |block: u64, bytes: &[u8]| {
+        header[block as usize * BLOCK..][..BLOCK].copy_from_slice(bytes);
+    };
+    for block in SUPERBLOCKS {
+        put(block, &superblock.encode());
+    }
+    for (slot, block) in ROOTS.into_iter().enumerate() {
+        let root = Root {
+            generation: slot as u64 + 1,
+            position: LogPosition {
+                epoch: 1,
+                place: layout.start(0),
+                next_segment: Place::NONE,
+                sequence: 0,
+                serial: 0,
+                chain: 0,
+                time: 0,
+            },
+            cold: Place::NONE,
+            containers: 0,
+            segments: 0,
+            table: Vec::new(),
+        };
+        put(block, &root.encode(superblock.store_id, slot));
+    }
+    medium.write(0, &[io::IoSlice::new(&header)])?;
+    medium.sync()
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Directories held by this process: device, inode, and the process that took them (a forked child finds
+/// its parent's here, and does not hold them).
+static HELD: Mutex<Vec<(u64, u64, u32)>> = Mutex::new(Vec::new());
+
+fn held() -> MutexGuard<'static, Vec<(u64, u64, u32)>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The right to use a directory, until dropped.
+#[derive(Debug)]
+pub(crate) struct DirectoryLock {
+    key: (u64, u64, u32),
+    /// The lock goes when this is closed.
+    _file: File,
+}
+
+enum LockError {
+    Held(Held),
+    Io(io::Error),
+}
+
+impl DirectoryLock {
+    fn take(dir: &Path) -> Result<Self, LockError> {
+        let found = fs::metadata(dir).map_err(LockError::Io)?;
+        let pid = std::process::id();
+        let key = (found.dev(), found.ino(), pid);
+        // Asked before the file is opened: closing any descriptor of it would let go of the lock.
+        let mut held = held();
+        if held.contains(&key) {
+            let (dir, pid) = (dir.into(), Some(pid));
+            return Err(LockError::Held(Held { dir, pid, this_process: true }));
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join(LOCK))
+            .map_err(LockError::Io)?;
+        match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::AGAIN | Errno::ACCESS) => {
+                let dir = dir.into();
+                return Err(LockError::Held(Held { dir, pid: holder(&file), this_process: false }));
+            }
+            Err(error) => return Err(LockError::Io(error.into())),
+        }
+        // For people who look; what counts is the lock.
+        file.set_len(0).and_then(|()| writeln!(file, "{pid}")).map_err(LockError::Io)?;
+        held.push(key);
+        Ok(DirectoryLock { key, _file: file })
+    }
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        held().retain(|key| *key != self.key);
+    }
+}
+
+/// The process that holds the lock on the file.
+fn holder(file: &File) -> Option<u32> {
+    let whole_file = Flock {
+        start: 0,
+        length: 0,
+        pid: None,
+        typ: FlockType::WriteLock,
+        offset_type: FlockOffsetType::Set,
+    };
+    let found = fcntl_getlk(file, &whole_file).ok().flatten()?;
+    u32::try_from(found.pid?.as_raw_nonzero().get()).ok()
+}

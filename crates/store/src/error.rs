@@ -1,0 +1,256 @@
+//! What can go wrong, one type per verb, each saying what, where, and what to do. Read [`Damage`] first:
+//! the one that everything which reads can meet.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use stead_model::PageId;
+use thiserror::Error;
+
+/// Something in the file is not as it was written (catalogue B12). Never a wrong byte: the damaged part
+/// is withheld.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Damage {
+    /// The page that cannot be had, if it is one.
+    pub page: Option<PageId>,
+    /// Where, in bytes from the start of the store's file `log`.
+    pub offset: u64,
+    /// What it was, and in which way it is wrong.
+    pub what: String,
+}
+
+impl Damage {
+    pub(crate) fn new(offset: u64, what: impl Into<String>) -> Self {
+        Damage { page: None, offset, what: what.into() }
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.page {
+            Some(page) => {
+                write!(f, "{page} is damaged: log, offset {:#x}: {}", self.offset, self.what)
+            }
+            None => write!(f, "damaged: log, offset {:#x}: {}", self.offset, self.what),
+        }
+    }
+}
+
+impl std::error::Error for Damage {}
+
+/// Why no store could be made.
+#[derive(Debug, Error)]
+pub enum CreateError {
+    /// A store is there already.
+    #[error("{} holds a store already: open it, or choose another directory", dir.display())]
+    Exists {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Something else is there already.
+    #[error("{} is not empty and holds no store: choose another directory, or empty it", dir.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// There is something that is not a directory.
+    #[error("{} is not a directory", dir.display())]
+    NotADirectory {
+        /// The path.
+        dir: PathBuf,
+    },
+    /// The directory may not be written.
+    #[error("{} cannot be written: {source}; change its permissions or choose another directory", path.display())]
+    NotWritable {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another opener is at work on it.
+    #[error(transparent)]
+    Held(Held),
+    /// The disk is full.
+    #[error("no room for a new store at {}: {source}", path.display())]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The options ask for what cannot be.
+    #[error("{0}")]
+    BadOptions(&'static str),
+    /// The system refused for another reason.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was being done to it.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The store is open already.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub struct Held {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The process that holds it, as far as the system tells.
+    pub pid: Option<u32>,
+    /// Whether that is this very process.
+    pub this_process: bool,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dir = self.dir.display();
+        match self.pid {
+            _ if self.this_process => write!(
+                f,
+                "{dir} is open in this process already: share that store instead of opening it again"
+            ),
+            Some(pid) => write!(
+                f,
+                "{dir} is in use by process {pid}: wait until it ends, or end it (kill {pid})"
+            ),
+            None => write!(f, "{dir} is in use by another process: wait until it ends"),
+        }
+    }
+}
+
+/// Why a store could not be opened. Nothing has been changed.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// There is no such directory.
+    #[error("{} does not exist: create a store there first", dir.display())]
+    Missing {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// There is something that is not a directory.
+    #[error("{} is not a directory", dir.display())]
+    NotADirectory {
+        /// The path.
+        dir: PathBuf,
+    },
+    /// What is there is no store.
+    #[error("{} is not a store: {why}", path.display())]
+    NotAStore {
+        /// The directory or file.
+        path: PathBuf,
+        /// How one sees that.
+        why: String,
+    },
+    /// The store was written by a later version.
+    #[error("{} has store format {found}, this version knows formats up to {known}: use a newer version", path.display())]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest format known here.
+        known: u32,
+    },
+    /// The store uses features that this version does not know.
+    #[error("{} uses features {unknown:#x} that this version does not know: use a newer version", path.display())]
+    UnknownFeatures {
+        /// The file.
+        path: PathBuf,
+        /// Their bits.
+        unknown: u64,
+    },
+    /// The directory or its files may not be written.
+    #[error("{} cannot be written: {source}; run as its owner or change its permissions", path.display())]
+    NotWritable {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another opener holds it.
+    #[error(transparent)]
+    Held(Held),
+    /// What is needed for opening is damaged.
+    #[error("{}: {damage}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is damaged.
+        damage: Damage,
+    },
+    /// The system refused for another reason.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was being done to it.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a page could not be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// It, or the part of the map that says where it lies, is damaged.
+    #[error(transparent)]
+    Damaged(#[from] Damage),
+    /// The disk refused.
+    #[error("reading log at offset {offset:#x}: {source}")]
+    Io {
+        /// Where, in bytes from the start of `log`.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a stabilisation (or the store's own upkeep) did not happen. The store is in the state it had
+/// before, in memory; on disk the attempt may or may not be found after a crash, until the next success.
+#[derive(Debug, Error)]
+pub enum CommitError {
+    /// The disk is full: nothing is lost, and it works again when there is room.
+    #[error("no room to stabilise: {source}; free some disk space, and stabilise again")]
+    NoSpace {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The disk refused. The next attempt writes elsewhere.
+    #[error("{action}: {source}; nothing was stabilised, the stable state is the one before")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A part of the map that is needed is damaged.
+    #[error(transparent)]
+    Damaged(#[from] Damage),
+    /// There are more containers or segments than the format has room for.
+    #[error("{0}")]
+    Limit(&'static str),
+}
+
+impl CommitError {
+    pub(crate) fn io(action: &'static str, source: io::Error) -> Self {
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            CommitError::NoSpace { source }
+        } else {
+            CommitError::Io { action, source }
+        }
+    }
+}
+
+impl From<ReadError> for CommitError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Damaged(damage) => CommitError::Damaged(damage),
+            ReadError::Io { source, .. } => CommitError::io("reading the map", source),
+        }
+    }
+}

@@ -1,0 +1,724 @@
+//! The bytes of a store: superblock, roots, chunks, map nodes, checksums. Nothing here reads or writes a
+//! file; `docs/store-format.md` tells the same in words. Read [`Superblock`], [`Root`] and [`Chunk`] first.
+//!
+//! All numbers are little-endian. The unit of place is the block of [`BLOCK`] bytes.
+
+use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Bytes in a block, the unit of places in the file. One page fills one block.
+pub(crate) const BLOCK: usize = PAGE_SIZE;
+
+/// Blocks before the first segment: the superblock, two roots, the superblock's copy, and room.
+pub(crate) const HEADER_BLOCKS: u64 = 16;
+
+/// Where the superblock and its copy lie.
+pub(crate) const SUPERBLOCKS: [u64; 2] = [0, 3];
+
+/// Where the two roots lie.
+pub(crate) const ROOTS: [u64; 2] = [1, 2];
+
+/// The format that this version writes, and the newest that it reads.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"STEADLOG");
+const ROOT_MAGIC: u64 = u64::from_le_bytes(*b"STEADRUT");
+const CHUNK_MAGIC: u64 = u64::from_le_bytes(*b"STEADCHK");
+
+/// Where a superblock's or a root's checksum lies: the end of the block.
+const SEAL: usize = BLOCK - 8;
+
+/// Bytes of a chunk's header before its entries.
+const CHUNK_FIXED: usize = 128;
+const CHUNK_CHECKSUM: usize = 120;
+const ENTRY_BYTES: usize = 16;
+
+/// Most entries, and so most payload blocks, of one chunk.
+pub(crate) const CHUNK_ENTRIES: usize = (BLOCK - CHUNK_FIXED) / ENTRY_BYTES;
+
+/// Bytes of a container and of a segment in the table.
+pub(crate) const TABLE_CONTAINER_BYTES: usize = 40;
+pub(crate) const TABLE_SEGMENT_BYTES: usize = 4;
+
+const ROOT_FIXED: usize = 128;
+const EXTENT_BYTES: usize = 24;
+
+/// Most extents of the table that a root can name.
+pub(crate) const ROOT_EXTENTS: usize = (SEAL - ROOT_FIXED) / EXTENT_BYTES;
+
+/// A block's number in the file; 0, where the superblock lies, stands for "nowhere".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub(crate) struct Place(pub(crate) u64);
+
+impl Place {
+    pub(crate) const NONE: Place = Place(0);
+
+    pub(crate) fn is_none(self) -> bool {
+        self == Place::NONE
+    }
+
+    pub(crate) fn offset(self) -> u64 {
+        self.0 * BLOCK as u64
+    }
+
+    pub(crate) fn plus(self, blocks: u64) -> Place {
+        Place(self.0 + blocks)
+    }
+}
+
+/// Where a block lies and what its checksum must be. With [`Place::NONE`]: never stored, all zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Located {
+    pub(crate) place: Place,
+    pub(crate) checksum: u64,
+}
+
+impl Located {
+    pub(crate) const NEVER: Located = Located { place: Place::NONE, checksum: 0 };
+
+    pub(crate) fn is_never(self) -> bool {
+        self.place.is_none()
+    }
+}
+
+fn get_u16(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(block[at..at + 2].try_into().expect("two bytes"))
+}
+
+pub(crate) fn get_u32(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(block[at..at + 4].try_into().expect("four bytes"))
+}
+
+pub(crate) fn get_u64(block: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(block[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn get_u128(block: &[u8], at: usize) -> u128 {
+    u128::from_le_bytes(block[at..at + 16].try_into().expect("sixteen bytes"))
+}
+
+pub(crate) fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
+    block[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// What a block or page *is*, in one number: 2 bits of operation, 22 of container, 40 of page. For a node
+/// of the map the 40 bits are 8 of level and 32 of index.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct EntryId(pub(crate) u64);
+
+/// What an entry of a chunk says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Entry {
+    /// The next payload block is this page's image.
+    Image(PageId),
+    /// This page is now all zero, or freed.
+    Zero(PageId),
+    /// All pages of this container are gone.
+    Drop(ContainerId),
+    /// The next payload block is this node of the map.
+    Node(NodeId),
+    /// The next payload block is this block of the table.
+    Table(u32),
+}
+
+/// A node of a container's map: level 0 are leaves; node `index` of level `l` covers the pages from
+/// `index << 8 * (l + 1)` on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct NodeId {
+    pub(crate) container: ContainerId,
+    pub(crate) level: u8,
+    pub(crate) index: u32,
+}
+
+const OP_IMAGE: u64 = 0;
+const OP_ZERO: u64 = 1;
+const OP_DROP: u64 = 2;
+const OP_NODE: u64 = 3;
+/// Stands in the level of an entry that names a block of the table.
+const TABLE_LEVEL: u8 = 0xff;
+
+impl Entry {
+    pub(crate) fn id(self) -> EntryId {
+        let (op, container, low) = match self {
+            Entry::Image(id) => (OP_IMAGE, id.container, id.page.0),
+            Entry::Zero(id) => (OP_ZERO, id.container, id.page.0),
+            Entry::Drop(container) => (OP_DROP, container, 0),
+            Entry::Node(node) => {
+                (OP_NODE, node.container, u64::from(node.level) << 32 | u64::from(node.index))
+            }
+            Entry::Table(index) => {
+                (OP_NODE, ContainerId(0), u64::from(TABLE_LEVEL) << 32 | u64::from(index))
+            }
+        };
+        debug_assert!(container <= ContainerId::MAX && low < PageNo::LIMIT);
+        EntryId(op << 62 | u64::from(container.0) << 40 | low)
+    }
+
+    /// Whether a payload block belongs to it.
+    pub(crate) fn has_payload(self) -> bool {
+        matches!(self, Entry::Image(_) | Entry::Node(_) | Entry::Table(_))
+    }
+}
+
+impl EntryId {
+    pub(crate) fn entry(self) -> Entry {
+        let container = ContainerId((self.0 >> 40) as u32 & ContainerId::MAX.0);
+        let low = self.0 & (PageNo::LIMIT - 1);
+        let page = PageId { container, page: PageNo(low) };
+        let level = (low >> 32) as u8;
+        let index = low as u32;
+        match self.0 >> 62 {
+            OP_IMAGE => Entry::Image(page),
+            OP_ZERO => Entry::Zero(page),
+            OP_DROP => Entry::Drop(container),
+            _ if level == TABLE_LEVEL => Entry::Table(index),
+            _ => Entry::Node(NodeId { container, level, index }),
+        }
+    }
+}
+
+/// Makes checksums that hold only for one block of one store: the seed says what the block is, so that
+/// a block that was written or read at a wrong place does not pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Sealer {
+    store_id: u128,
+}
+
+impl Sealer {
+    pub(crate) fn new(store_id: u128) -> Self {
+        Sealer { store_id }
+    }
+
+    fn seed(self, what: u64) -> u64 {
+        let store = (self.store_id as u64) ^ ((self.store_id >> 64) as u64).rotate_left(32);
+        // An odd multiplier maps different identities to different seeds.
+        store ^ what.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    }
+
+    /// The checksum of the block that `entry` names.
+    pub(crate) fn block(self, entry: Entry, bytes: &[u8]) -> u64 {
+        xxh3_64_with_seed(bytes, self.seed(entry.id().0))
+    }
+
+    pub(crate) fn page(self, id: PageId, bytes: &[u8]) -> u64 {
+        self.block(Entry::Image(id), bytes)
+    }
+}
+
+/// Why a block is not the superblock of a store that this version can open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BadSuperblock {
+    NoMagic,
+    Checksum,
+    Newer { found: u32 },
+    Features { unknown: u64 },
+    Nonsense(&'static str),
+}
+
+/// What never changes about a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Superblock {
+    pub(crate) format_version: u32,
+    pub(crate) segment_blocks: u32,
+    pub(crate) store_id: u128,
+    pub(crate) base_window: u32,
+    pub(crate) created: u64,
+}
+
+impl Superblock {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut block = vec![0; BLOCK];
+        put(&mut block, 0, &SUPERBLOCK_MAGIC.to_le_bytes());
+        put(&mut block, 8, &self.format_version.to_le_bytes());
+        put(&mut block, 12, &(PAGE_SIZE as u32).to_le_bytes());
+        // 16: features that older versions may ignore; 24: features that they may not. None yet.
+        put(&mut block, 32, &(BLOCK as u32).to_le_bytes());
+        put(&mut block, 36, &self.segment_blocks.to_le_bytes());
+        put(&mut block, 40, &self.store_id.to_le_bytes());
+        put(&mut block, 56, &self.base_window.to_le_bytes());
+        put(&mut block, 64, &self.created.to_le_bytes());
+        let seal = xxh3_64_with_seed(&block[..SEAL], SUPERBLOCK_MAGIC);
+        put(&mut block, SEAL, &seal.to_le_bytes());
+        block
+    }
+
+    pub(crate) fn decode(block: &[u8]) -> Result<Self, BadSuperblock> {
+        if get_u64(block, 0) != SUPERBLOCK_MAGIC {
+            return Err(BadSuperblock::NoMagic);
+        }
+        if get_u64(block, SEAL) != xxh3_64_with_seed(&block[..SEAL], SUPERBLOCK_MAGIC) {
+            return Err(BadSuperblock::Checksum);
+        }
+        let format_version = get_u32(block, 8);
+        if format_version > FORMAT_VERSION {
+            return Err(BadSuperblock::Newer { found: format_version });
+        }
+        let unknown = get_u64(block, 24);
+        if unknown != 0 {
+            return Err(BadSuperblock::Features { unknown });
+        }
+        if get_u32(block, 12) as usize != PAGE_SIZE || get_u32(block, 32) as usize != BLOCK {
+            return Err(BadSuperblock::Nonsense("pages of another size than 4096 bytes"));
+        }
+        let segment_blocks = get_u32(block, 36);
+        if !crate::space::SEGMENT_BLOCKS.contains(&segment_blocks) {
+            return Err(BadSuperblock::Nonsense("segments of an impossible size"));
+        }
+        Ok(Superblock {
+            format_version,
+            segment_blocks,
+            store_id: get_u128(block, 40),
+            base_window: get_u32(block, 56),
+            created: get_u64(block, 64),
+        })
+    }
+}
+
+/// Where the record chain goes on, and what its last link was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LogPosition {
+    /// Counts openings and failed writes; chunks of another epoch than the root's are not the chain's.
+    pub(crate) epoch: u64,
+    /// Where the next chunk will lie if there is room for two blocks in its segment.
+    pub(crate) place: Place,
+    /// First block of the segment in which it will lie otherwise.
+    pub(crate) next_segment: Place,
+    /// The last stabilisation.
+    pub(crate) sequence: u64,
+    /// Chunks written so far: the number of the next one.
+    pub(crate) serial: u64,
+    /// The checksum of the last chunk's header.
+    pub(crate) chain: u64,
+    /// When the last stabilisation was taken, in nanoseconds since 1970.
+    pub(crate) time: u64,
+}
+
+/// Some blocks of the table that lie side by side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extent {
+    pub(crate) place: Place,
+    pub(crate) blocks: u32,
+    pub(crate) checksum: u64,
+}
+
+/// A complete starting point: the map as it was at a position of the record chain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Root {
+    pub(crate) generation: u64,
+    pub(crate) position: LogPosition,
+    /// Where the cold stream goes on; nowhere if it starts a new segment.
+    pub(crate) cold: Place,
+    pub(crate) containers: u32,
+    pub(crate) segments: u32,
+    pub(crate) table: Vec<Extent>,
+}
+
+impl Root {
+    /// The block for slot `slot` of [`ROOTS`].
+    pub(crate) fn encode(&self, store_id: u128, slot: usize) -> Vec<u8> {
+        assert!(self.table.len() <= ROOT_EXTENTS, "the table has too many extents for a root");
+        let mut block = vec![0; BLOCK];
+        let p = &self.position;
+        put(&mut block, 0, &ROOT_MAGIC.to_le_bytes());
+        put(&mut block, 8, &FORMAT_VERSION.to_le_bytes());
+        put(&mut block, 12, &(self.table.len() as u32).to_le_bytes());
+        put(&mut block, 16, &store_id.to_le_bytes());
+        put(&mut block, 32, &self.generation.to_le_bytes());
+        put(&mut block, 40, &p.epoch.to_le_bytes());
+        put(&mut block, 48, &p.place.0.to_le_bytes());
+        put(&mut block, 56, &p.next_segment.0.to_le_bytes());
+        put(&mut block, 64, &p.sequence.to_le_bytes());
+        put(&mut block, 72, &p.serial.to_le_bytes());
+        put(&mut block, 80, &p.chain.to_le_bytes());
+        put(&mut block, 88, &p.time.to_le_bytes());
+        put(&mut block, 96, &self.cold.0.to_le_bytes());
+        put(&mut block, 104, &self.containers.to_le_bytes());
+        put(&mut block, 108, &self.segments.to_le_bytes());
+        for (i, extent) in self.table.iter().enumerate() {
+            let at = ROOT_FIXED + i * EXTENT_BYTES;
+            put(&mut block, at, &extent.place.0.to_le_bytes());
+            put(&mut block, at + 8, &extent.blocks.to_le_bytes());
+            put(&mut block, at + 16, &extent.checksum.to_le_bytes());
+        }
+        let seal = xxh3_64_with_seed(&block[..SEAL], ROOT_MAGIC ^ ROOTS[slot]);
+        put(&mut block, SEAL, &seal.to_le_bytes());
+        block
+    }
+
+    /// `None` if the block is not a whole root of this store in this slot.
+    pub(crate) fn decode(block: &[u8], store_id: u128, slot: usize) -> Option<Self> {
+        let seal = xxh3_64_with_seed(&block[..SEAL], ROOT_MAGIC ^ ROOTS[slot]);
+        if get_u64(block, 0) != ROOT_MAGIC
+            || get_u64(block, SEAL) != seal
+            || get_u128(block, 16) != store_id
+        {
+            return None;
+        }
+        let extents = get_u32(block, 12) as usize;
+        if extents > ROOT_EXTENTS {
+            return None;
+        }
+        let table = (0..extents)
+            .map(|i| ROOT_FIXED + i * EXTENT_BYTES)
+            .map(|at| Extent {
+                place: Place(get_u64(block, at)),
+                blocks: get_u32(block, at + 8),
+                checksum: get_u64(block, at + 16),
+            })
+            .collect();
+        Some(Root {
+            generation: get_u64(block, 32),
+            position: LogPosition {
+                epoch: get_u64(block, 40),
+                place: Place(get_u64(block, 48)),
+                next_segment: Place(get_u64(block, 56)),
+                sequence: get_u64(block, 64),
+                serial: get_u64(block, 72),
+                chain: get_u64(block, 80),
+                time: get_u64(block, 88),
+            },
+            cold: Place(get_u64(block, 96)),
+            containers: get_u32(block, 104),
+            segments: get_u32(block, 108),
+            table,
+        })
+    }
+}
+
+/// What a chunk is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ChunkKind {
+    /// Part of a stabilisation, in the record chain.
+    Record,
+    /// Says that all chunks of a large stabilisation before it are durable; in the record chain.
+    Commit,
+    /// Nodes, table and moved pages: in no chain, reached from a root only.
+    Cold,
+}
+
+/// Set on the last chunk of a stabilisation that has no commit chunk: recovery then reads the payload.
+const FLAG_LAST: u8 = 1;
+
+/// The header block of a chunk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Chunk {
+    pub(crate) kind: ChunkKind,
+    pub(crate) epoch: u64,
+    pub(crate) serial: u64,
+    pub(crate) sequence: u64,
+    /// Which chunk of its stabilisation this is.
+    pub(crate) ordinal: u32,
+    /// Whether the stabilisation ends with this record chunk, without a commit chunk.
+    pub(crate) last: bool,
+    /// Checksum of the header before it in the chain.
+    pub(crate) previous: u64,
+    pub(crate) next_segment: Place,
+    pub(crate) time: u64,
+    /// With the checksums of those that have a payload.
+    pub(crate) entries: Vec<(Entry, u64)>,
+}
+
+impl Chunk {
+    /// Writes the header into `block`, whose old bytes do not matter, and returns its checksum.
+    pub(crate) fn encode(&self, store_id: u128, block: &mut [u8]) -> u64 {
+        assert!(
+            self.entries.len() <= CHUNK_ENTRIES,
+            "a chunk has room for {CHUNK_ENTRIES} entries"
+        );
+        block.fill(0);
+        put(block, 0, &CHUNK_MAGIC.to_le_bytes());
+        put(block, 8, &store_id.to_le_bytes());
+        put(block, 24, &self.epoch.to_le_bytes());
+        put(block, 32, &self.serial.to_le_bytes());
+        put(block, 40, &self.sequence.to_le_bytes());
+        put(block, 48, &self.ordinal.to_le_bytes());
+        // 52: the association, 0 until there are several.
+        block[56] = match self.kind {
+            ChunkKind::Record => 1,
+            ChunkKind::Commit => 2,
+            ChunkKind::Cold => 3,
+        };
+        block[57] = if self.last { FLAG_LAST } else { 0 };
+        put(block, 58, &(self.entries.len() as u16).to_le_bytes());
+        put(block, 60, &(self.payload_blocks() as u16).to_le_bytes());
+        put(block, 64, &self.previous.to_le_bytes());
+        put(block, 72, &self.next_segment.0.to_le_bytes());
+        // 80: place of an undo list; 96: round of a distributed stabilisation; 104: the sequence of
+        // another association that this one commits after. All 0 until there are such things.
+        put(block, 88, &self.time.to_le_bytes());
+        for (i, &(entry, checksum)) in self.entries.iter().enumerate() {
+            let at = CHUNK_FIXED + i * ENTRY_BYTES;
+            put(block, at, &entry.id().0.to_le_bytes());
+            put(block, at + 8, &checksum.to_le_bytes());
+        }
+        let checksum = xxh3_64_with_seed(block, CHUNK_MAGIC);
+        put(block, CHUNK_CHECKSUM, &checksum.to_le_bytes());
+        checksum
+    }
+
+    /// The header and its checksum; `None` if the block is not a whole header of this store.
+    pub(crate) fn decode(block: &[u8], store_id: u128) -> Option<(Self, u64)> {
+        if get_u64(block, 0) != CHUNK_MAGIC || get_u128(block, 8) != store_id {
+            return None;
+        }
+        let checksum = get_u64(block, CHUNK_CHECKSUM);
+        let mut bare = [0; BLOCK];
+        bare.copy_from_slice(block);
+        put(&mut bare, CHUNK_CHECKSUM, &0u64.to_le_bytes());
+        if checksum != xxh3_64_with_seed(&bare, CHUNK_MAGIC) {
+            return None;
+        }
+        let count = usize::from(get_u16(block, 58));
+        if count > CHUNK_ENTRIES {
+            return None;
+        }
+        let kind = match block[56] {
+            1 => ChunkKind::Record,
+            2 => ChunkKind::Commit,
+            3 => ChunkKind::Cold,
+            _ => return None,
+        };
+        let chunk = Chunk {
+            kind,
+            epoch: get_u64(block, 24),
+            serial: get_u64(block, 32),
+            sequence: get_u64(block, 40),
+            ordinal: get_u32(block, 48),
+            last: block[57] & FLAG_LAST != 0,
+            previous: get_u64(block, 64),
+            next_segment: Place(get_u64(block, 72)),
+            time: get_u64(block, 88),
+            entries: (0..count)
+                .map(|i| CHUNK_FIXED + i * ENTRY_BYTES)
+                .map(|at| (EntryId(get_u64(block, at)).entry(), get_u64(block, at + 8)))
+                .collect(),
+        };
+        (usize::from(get_u16(block, 60)) == chunk.payload_blocks()).then_some((chunk, checksum))
+    }
+
+    pub(crate) fn payload_blocks(&self) -> usize {
+        self.entries.iter().filter(|(entry, _)| entry.has_payload()).count()
+    }
+
+    /// Blocks of the chunk, its header included.
+    pub(crate) fn blocks(&self) -> u64 {
+        1 + self.payload_blocks() as u64
+    }
+
+    /// The entries with the place of each one's payload block, the header lying at `at`; without payload,
+    /// [`Place::NONE`].
+    pub(crate) fn located(&self, at: Place) -> impl Iterator<Item = (Entry, Located)> {
+        let mut next = at.plus(1);
+        self.entries.iter().map(move |&(entry, checksum)| {
+            if !entry.has_payload() {
+                return (entry, Located::NEVER);
+            }
+            let located = Located { place: next, checksum };
+            next = next.plus(1);
+            (entry, located)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn superblock() -> Superblock {
+        Superblock {
+            format_version: 1,
+            segment_blocks: 1024,
+            store_id: 0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF,
+            base_window: 17,
+            created: 1_700_000_000,
+        }
+    }
+
+    fn position() -> LogPosition {
+        LogPosition {
+            epoch: 3,
+            place: Place(20),
+            next_segment: Place(1040),
+            sequence: 9,
+            serial: 12,
+            chain: 0xFEED,
+            time: 1_700_000_000_000_000_000,
+        }
+    }
+
+    fn chunk() -> Chunk {
+        let page = PageId { container: ContainerId(5), page: PageNo(0x12_3456_789A) };
+        Chunk {
+            kind: ChunkKind::Record,
+            epoch: 3,
+            serial: 12,
+            sequence: 10,
+            ordinal: 0,
+            last: true,
+            previous: 0xFEED,
+            next_segment: Place(1040),
+            time: 1_700_000_000_000_000_001,
+            entries: vec![
+                (Entry::Drop(ContainerId(9)), 0),
+                (Entry::Image(page), 0xABCD),
+                (Entry::Zero(PageId { page: PageNo(0), ..page }), 0),
+            ],
+        }
+    }
+
+    /// The bytes that version 1 wrote once and for ever: a change here is a change of format.
+    #[test]
+    fn the_bytes_of_version_1() {
+        let block = superblock().encode();
+        assert_eq!(&block[..16], b"STEADLOG\x01\0\0\0\0\x10\0\0");
+        assert_eq!(&block[16..32], [0; 16]);
+        assert_eq!(&block[32..40], [0, 0x10, 0, 0, 0, 4, 0, 0]);
+        assert_eq!(block[40], 0xFF);
+        assert_eq!(block[55], 0x00);
+        assert_eq!(&block[56..60], [17, 0, 0, 0]);
+        assert_eq!(get_u64(&block, 64), 1_700_000_000);
+        let superblock_seal = get_u64(&block, SEAL);
+
+        let root = Root {
+            generation: 7,
+            position: position(),
+            cold: Place(2000),
+            containers: 1,
+            segments: 4,
+            table: vec![Extent { place: Place(2001), blocks: 1, checksum: 0xBEEF }],
+        };
+        let block = root.encode(superblock().store_id, 1);
+        assert_eq!(&block[..8], b"STEADRUT");
+        assert_eq!(get_u64(&block, 32), 7);
+        assert_eq!(get_u64(&block, 48), 20);
+        assert_eq!(get_u64(&block, 128), 2001);
+        let root_seal = get_u64(&block, SEAL);
+
+        let mut block = vec![0xEE; BLOCK];
+        let chunk_seal = chunk().encode(superblock().store_id, &mut block);
+        assert_eq!(&block[..8], b"STEADCHK");
+        assert_eq!(&block[56..64], [1, 1, 3, 0, 1, 0, 0, 0]);
+        assert_eq!(get_u64(&block, 128), 2 << 62 | 9 << 40);
+        assert_eq!(get_u64(&block, 144), 5 << 40 | 0x12_3456_789A);
+
+        let page = PageId { container: ContainerId(5), page: PageNo(1) };
+        let sealer = Sealer::new(superblock().store_id);
+        let page_seal = sealer.page(page, &[7; BLOCK]);
+        let seals = [superblock_seal, root_seal, chunk_seal, page_seal];
+        let want = [
+            7_461_466_780_921_986_419,
+            7_700_847_961_011_106_512,
+            9_446_888_221_308_954_343,
+            2_182_172_908_589_616_682,
+        ];
+        assert_eq!(seals, want);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let block = superblock().encode();
+        assert_eq!(Superblock::decode(&block), Ok(superblock()));
+        for table in [0, 1, ROOT_EXTENTS] {
+            let table = (0..table as u64)
+                .map(|i| Extent { place: Place(50 + i), blocks: 2, checksum: !i })
+                .collect();
+            let root = Root {
+                generation: 7,
+                position: position(),
+                cold: Place(2000),
+                containers: 1,
+                segments: 4,
+                table,
+            };
+            for slot in 0..2 {
+                let block = root.encode(1, slot);
+                assert_eq!(Root::decode(&block, 1, slot), Some(root.clone()));
+                assert_eq!(Root::decode(&block, 2, slot), None);
+                assert_eq!(Root::decode(&block, 1, 1 - slot), None);
+            }
+        }
+        let mut block = vec![0xEE; BLOCK];
+        for entries in [0, 1, CHUNK_ENTRIES] {
+            let entries = (0..entries as u32).map(|i| (Entry::Table(i), u64::from(i))).collect();
+            let chunk = Chunk { entries, kind: ChunkKind::Cold, last: false, ..chunk() };
+            let seal = chunk.encode(1, &mut block);
+            assert_eq!(Chunk::decode(&block, 1), Some((chunk, seal)));
+            assert_eq!(Chunk::decode(&block, 2), None);
+        }
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        let store_id = superblock().store_id;
+        let root = Root {
+            generation: 7,
+            position: position(),
+            cold: Place::NONE,
+            containers: 0,
+            segments: 0,
+            table: vec![],
+        };
+        let superblock = superblock().encode();
+        let root = root.encode(store_id, 0);
+        let mut header = vec![0; BLOCK];
+        chunk().encode(store_id, &mut header);
+        for at in 0..BLOCK {
+            let flip = |block: &[u8]| {
+                let mut block = block.to_vec();
+                block[at] ^= 0x10;
+                block
+            };
+            assert!(Superblock::decode(&flip(&superblock)).is_err());
+            assert_eq!(Root::decode(&flip(&root), store_id, 0), None);
+            assert_eq!(Chunk::decode(&flip(&header), store_id), None);
+        }
+    }
+
+    #[test]
+    fn ids_tell_what_a_block_is() {
+        let page = PageId { container: ContainerId::MAX, page: PageNo(PageNo::LIMIT - 1) };
+        let node = NodeId { container: ContainerId(3), level: 4, index: u32::MAX };
+        for entry in [
+            Entry::Image(page),
+            Entry::Zero(page),
+            Entry::Drop(ContainerId::MAX),
+            Entry::Node(node),
+            Entry::Table(77),
+        ] {
+            assert_eq!(entry.id().entry(), entry);
+        }
+        let bytes = [1; BLOCK];
+        let sealer = Sealer::new(1);
+        assert_ne!(
+            sealer.block(Entry::Image(page), &bytes),
+            sealer.block(Entry::Node(node), &bytes)
+        );
+        assert_ne!(sealer.page(page, &bytes), Sealer::new(2).page(page, &bytes));
+    }
+
+    #[test]
+    fn newer_versions_and_features_are_told_apart() {
+        let reseal = |block: &mut Vec<u8>| {
+            let seal = xxh3_64_with_seed(&block[..SEAL], SUPERBLOCK_MAGIC);
+            put(block, SEAL, &seal.to_le_bytes());
+        };
+        let mut block = superblock().encode();
+        put(&mut block, 8, &2u32.to_le_bytes());
+        reseal(&mut block);
+        assert_eq!(Superblock::decode(&block), Err(BadSuperblock::Newer { found: 2 }));
+        let mut block = superblock().encode();
+        put(&mut block, 24, &4u64.to_le_bytes());
+        reseal(&mut block);
+        assert_eq!(Superblock::decode(&block), Err(BadSuperblock::Features { unknown: 4 }));
+        // Features that may be ignored are.
+        let mut block = superblock().encode();
+        put(&mut block, 16, &4u64.to_le_bytes());
+        reseal(&mut block);
+        assert!(Superblock::decode(&block).is_ok());
+        let mut block = superblock().encode();
+        put(&mut block, 12, &16384u32.to_le_bytes());
+        reseal(&mut block);
+        assert!(matches!(Superblock::decode(&block), Err(BadSuperblock::Nonsense(_))));
+        assert_eq!(Superblock::decode(&[0; BLOCK]), Err(BadSuperblock::NoMagic));
+    }
+}

@@ -1,0 +1,56 @@
+//! Bugs to order, for showing that the crash checker would find them. Without the feature `planted` there
+//! is nothing here but a constant `false`. Read [`Bug`] first.
+
+/// A mistake that stores of this kind make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// The root is written without a flush after what it names.
+    NoFlushBeforeRoot,
+    /// Recovery believes the last record's header without looking at its pages.
+    ChecksumSkipped,
+    /// A segment is used again as soon as nothing in memory points into it.
+    EarlyReuse,
+    /// The commit chunk of a large record is written together with its body, behind one flush.
+    CommitBeforeBody,
+    /// A failed flush counts as done.
+    SwallowedEio,
+    /// A failed flush is tried again, and believed.
+    RetriedFlush,
+    /// A new epoch is begun behind one new root; the other stays as it was.
+    OneRoot,
+    /// The first unreadable chunk is taken for the end of the log.
+    BlindTail,
+}
+
+#[cfg(feature = "planted")]
+mod switch {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Plants a bug, or none, for this thread.
+    pub fn set(bug: Option<Bug>) {
+        PLANTED.set(bug);
+    }
+
+    pub(crate) fn is(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+}
+
+#[cfg(not(feature = "planted"))]
+mod switch {
+    use super::Bug;
+
+    pub(crate) const fn is(_: Bug) -> bool {
+        false
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use switch::set;
+
+pub(crate) use switch::is;

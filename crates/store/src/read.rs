@@ -1,0 +1,195 @@
+//! Reading pages, each checked against its checksum. Reading takes no lock while the disk is at work: if what it
+//! finds has been moved or written over meanwhile, it looks again. Read [`Store::read_page`] first.
+
+use std::collections::BTreeMap;
+
+use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
+
+use crate::error::ReadError;
+use crate::format::{Entry, Located, NodeId, Place};
+use crate::store::Store;
+use crate::tree::Visitor;
+
+/// Whether a page has an image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stored {
+    /// It has.
+    Image,
+    /// It has none: the page is all zero.
+    Never,
+}
+
+/// Neighbouring pages that are alike.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// Whether they have images.
+    pub stored: Stored,
+    /// How many, at least one.
+    pub pages: usize,
+}
+
+impl Store {
+    /// Reads a page as the last stabilisation left it; zeros if it was never stored.
+    ///
+    /// # Errors
+    /// If the image, or the map on the way to it, is damaged or cannot be read.
+    pub fn read_page(&self, id: PageId, into: &mut [u8; PAGE_SIZE]) -> Result<Stored, ReadError> {
+        let mut at = self.locate(id)?;
+        loop {
+            if at.is_never() {
+                into.fill(0);
+                return Ok(Stored::Never);
+            }
+            let read = self.disk.read_block(Entry::Image(id), at, into);
+            let Err(error) = read else { return Ok(Stored::Image) };
+            let now = self.locate(id)?;
+            if now == at {
+                return Err(error);
+            }
+            at = now;
+        }
+    }
+
+    /// Reads neighbouring pages from `first` on, as many as are alike and fit into `into`: either images that lie
+    /// side by side in the file, with one read; or pages that were never stored, for which `into` is
+    /// left as it was. Pages behind the run are for the next call.
+    ///
+    /// # Errors
+    /// As for [`Store::read_page`], for the first page; a page behind it that has something wrong ends the run.
+    ///
+    /// # Panics
+    /// If `into` is not one or more whole pages.
+    pub fn read_run(&self, first: PageId, into: &mut [u8]) -> Result<Run, ReadError> {
+        assert!(
+            !into.is_empty() && into.len().is_multiple_of(PAGE_SIZE),
+            "a run is read into whole pages"
+        );
+        let id_of = |i: usize| PageId { page: PageNo(first.page.0 + i as u64), ..first };
+        let most = (into.len() / PAGE_SIZE).min((PageNo::LIMIT - first.page.0) as usize);
+        let mut places: Vec<Located> = vec![self.locate(first)?];
+        while places.len() < most {
+            let Ok(at) = self.locate(id_of(places.len())) else { break };
+            let alike = if places[0].is_never() {
+                at.is_never()
+            } else {
+                at.place == places[0].place.plus(places.len() as u64)
+            };
+            if !alike {
+                break;
+            }
+            places.push(at);
+        }
+        if places[0].is_never() {
+            return Ok(Run { stored: Stored::Never, pages: places.len() });
+        }
+        let bytes = &mut into[..places.len() * PAGE_SIZE];
+        let read = self.disk.read(places[0].place.offset(), bytes);
+        let good = match read {
+            Ok(()) => places
+                .iter()
+                .zip(bytes.chunks(PAGE_SIZE))
+                .enumerate()
+                .take_while(|&(i, (&at, page))| {
+                    self.disk.check(Entry::Image(id_of(i)), at, page).is_ok()
+                })
+                .count(),
+            Err(_) => 0,
+        };
+        if good > 0 {
+            return Ok(Run { stored: Stored::Image, pages: good });
+        }
+        let page = into.first_chunk_mut().expect("there is a page at the least");
+        let stored = self.read_page(first, page)?;
+        Ok(Run { stored, pages: 1 })
+    }
+
+    /// The containers of which something may be stored, in order.
+    #[must_use]
+    pub fn containers(&self) -> Vec<ContainerId> {
+        let state = self.state();
+        let mut stored: BTreeMap<ContainerId, bool> =
+            state.trees.keys().map(|&container| (container, true)).collect();
+        for layer in state.frozen.as_deref().into_iter().chain([&state.active]) {
+            for (container, changes) in layer.containers() {
+                let below = !changes.dropped && stored.contains_key(&container);
+                let here = changes.pages.values().any(|at| !at.is_never());
+                stored.insert(container, below || here);
+            }
+        }
+        stored.into_iter().filter(|&(_, some)| some).map(|(container, _)| container).collect()
+    }
+
+    /// The pages of a container that have images, in order.
+    ///
+    /// # Errors
+    /// If the container's map is damaged or cannot be read.
+    pub fn stored_pages(&self, container: ContainerId) -> Result<Vec<PageRange>, ReadError> {
+        loop {
+            let (tree, layers, version) = {
+                let state = self.state();
+                let layers: Vec<_> = state
+                    .frozen
+                    .as_deref()
+                    .into_iter()
+                    .chain([&state.active])
+                    .filter_map(|layer| layer.changes(container).cloned())
+                    .collect();
+                (state.trees.get(&container).cloned(), layers, state.version)
+            };
+            let mut pages = Pages::default();
+            if let Some(tree) = tree
+                && !layers.iter().any(|changes| changes.dropped)
+            {
+                tree.visit(&self.disk, &mut pages);
+            }
+            match pages.unreadable {
+                Some(_) if self.state().version != version => continue,
+                Some(error) => return Err(error),
+                None => {}
+            }
+            let mut stored: std::collections::BTreeSet<u64> = pages.stored.into_iter().collect();
+            for changes in layers {
+                if changes.dropped {
+                    stored.clear();
+                }
+                for (page, at) in changes.pages {
+                    if at.is_never() {
+                        stored.remove(&page);
+                    } else {
+                        stored.insert(page);
+                    }
+                }
+            }
+            return Ok(ranges(stored));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Pages {
+    stored: Vec<u64>,
+    unreadable: Option<ReadError>,
+}
+
+impl Visitor for Pages {
+    fn page(&mut self, page: u64, _: Located) {
+        self.stored.push(page);
+    }
+
+    fn node(&mut self, _: NodeId, _: Place) {}
+
+    fn unreadable(&mut self, _: NodeId, error: ReadError) {
+        self.unreadable = Some(error);
+    }
+}
+
+fn ranges(pages: impl IntoIterator<Item = u64>) -> Vec<PageRange> {
+    let mut ranges: Vec<PageRange> = Vec::new();
+    for page in pages {
+        match ranges.last_mut() {
+            Some(last) if last.end == page => last.end += 1,
+            _ => ranges.push(PageRange::new(page, page + 1)),
+        }
+    }
+    ranges
+}

@@ -1,0 +1,505 @@
+//! Opening: the newest root, and the record chain behind it. It reads headers, and of images only those of
+//! the last record, whose flush may not have come to pass. It writes nothing. Read [`Store::open_on`] first.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, RwLock};
+
+use stead_model::ContainerId;
+
+use crate::aligned::AlignedBuf;
+use crate::cold::{Cold, extent_checksum};
+use crate::commit::{Writer, replay_cost};
+use crate::directory::DirectoryLock;
+use crate::disk::{Disk, Purpose};
+use crate::error::{Damage, OpenError, ReadError};
+use crate::format::{
+    BLOCK, BadSuperblock, Chunk, ChunkKind, Entry, FORMAT_VERSION, HEADER_BLOCKS, Located,
+    LogPosition, Place, ROOTS, Root, SUPERBLOCKS, Sealer, Superblock, TABLE_CONTAINER_BYTES,
+    TABLE_SEGMENT_BYTES, get_u32, get_u64,
+};
+use crate::keep::Keeper;
+use crate::layer::Layer;
+use crate::medium::Medium;
+use crate::planted::{self, Bug};
+use crate::space::{Layout, Space};
+use crate::store::{State, Store, StoreHeader};
+use crate::tree::Tree;
+
+/// How far behind an unreadable chunk another of the chain is looked for, in blocks: more than two chunks.
+const LOOK_ONWARD: u64 = 512;
+
+/// Blocks that recovery reads at once, at the least and at the most.
+const READ_LEAST: u64 = 16;
+const READ_MOST: u64 = 256;
+
+/// What opening found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct OpenReport {
+    /// The last stabilisation: the state that the store is in.
+    pub last_sequence: u64,
+    /// Stabilisations found behind the root.
+    pub records_replayed: u64,
+    /// Chunks that they consist of.
+    pub chunks_replayed: u64,
+    /// Bytes read in all.
+    pub bytes_read: u64,
+    /// Whether one root could not be used: a crash while it was written, or damage. Nothing is lost by it.
+    pub fell_back: bool,
+    /// A stabilisation that was begun and not finished. It was never acknowledged.
+    pub unfinished: Option<u64>,
+}
+
+impl Store {
+    /// Opens a store on any medium. Nothing is written; the first stabilisation, or [`Store::maintain`], begins a new
+    /// epoch.
+    ///
+    /// # Errors
+    /// If it is no store, a newer one, or so damaged that a whole state cannot be had.
+    pub fn open_on(medium: Arc<dyn Medium>) -> Result<(Store, OpenReport), OpenError> {
+        open_at(medium, Path::new("log"), None)
+    }
+}
+
+pub(crate) fn open_at(
+    medium: Arc<dyn Medium>,
+    path: &Path,
+    lock: Option<DirectoryLock>,
+) -> Result<(Store, OpenReport), OpenError> {
+    let io_error = |action, source| OpenError::Io { path: path.into(), action, source };
+    let damaged = |damage| OpenError::Damaged { path: path.into(), damage };
+    let read_error = |error| match error {
+        ReadError::Damaged(damage) => damaged(damage),
+        ReadError::Io { source, .. } => io_error("reading", source),
+    };
+
+    let len = medium.len().map_err(|source| io_error("asking for the length of", source))?;
+    let header_len = HEADER_BLOCKS as usize * BLOCK;
+    if len < header_len as u64 {
+        let why = format!("its {len} bytes are fewer than a store's header has");
+        return Err(OpenError::NotAStore { path: path.into(), why });
+    }
+    let mut header = vec![0; header_len];
+    medium.read(0, &mut header).map_err(|source| io_error("reading", source))?;
+    let block = |index: u64| &header[index as usize * BLOCK..(index as usize + 1) * BLOCK];
+    let superblock = decode_superblock(SUPERBLOCKS.map(block), path)?;
+    let store_id = superblock.store_id;
+
+    let disk = Disk::new(medium, Sealer::new(store_id));
+    let layout = Layout { segment_blocks: u64::from(superblock.segment_blocks) };
+    let segments = (len / BLOCK as u64 - HEADER_BLOCKS) / layout.segment_blocks;
+
+    // The newest root whose table can be read as well; the older one leads to the same state.
+    let mut roots: Vec<(usize, Root)> = (0..2)
+        .filter_map(|slot| Some((slot, Root::decode(block(ROOTS[slot]), store_id, slot)?)))
+        .collect();
+    roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.generation));
+    let newest = roots.first().map(|(_, root)| root.clone()).ok_or_else(|| {
+        damaged(Damage::new(Place(ROOTS[0]).offset(), "both roots are unreadable"))
+    })?;
+    let mut loaded = None;
+    let mut first_error = None;
+    for (slot, root) in &roots {
+        match load_table(&disk, layout, root, segments as usize) {
+            Ok(table) => {
+                loaded = Some((*slot, root.clone(), table));
+                break;
+            }
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    let Some((slot, root, (trees, space))) = loaded else {
+        return Err(read_error(first_error.expect("no root was loaded, so one failed")));
+    };
+    let fell_back = roots.len() < 2 || root.generation != newest.generation;
+
+    let mut replay = Replay::new(&disk, layout, store_id, space, root.position);
+    replay.run().map_err(read_error)?;
+    if replay.position.sequence < newest.position.sequence {
+        let offset = replay.position.place.offset();
+        let what = format!(
+            "the record chain ends behind stabilisation {}, though {} was acknowledged",
+            replay.position.sequence, newest.position.sequence
+        );
+        return Err(damaged(Damage::new(offset, what)));
+    }
+    let Replay { position, layer, mut space, report, replay_blocks, .. } = replay;
+    // Going back to the older root leaves the cold stream's end unknown.
+    let cold = if fell_back || !space.has(root.cold) { Place::NONE } else { root.cold };
+    if !cold.is_none() {
+        space.note_cold(cold);
+    }
+    if report.records_replayed > 0 {
+        // What is shown from now on must not vanish: the last record may not have been flushed.
+        disk.sync(Purpose::Upkeep, disk.failures())
+            .map_err(|error| io_error("flushing", io::Error::other(error.to_string())))?;
+    }
+    let report = OpenReport {
+        last_sequence: position.sequence,
+        bytes_read: disk.counters().read_bytes + header_len as u64,
+        fell_back,
+        ..report
+    };
+    let store = Store {
+        header: StoreHeader::from(superblock),
+        disk,
+        state: RwLock::new(State {
+            active: layer,
+            frozen: None,
+            trees,
+            space,
+            position,
+            replay_blocks,
+            version: 0,
+            generation: root.generation,
+        }),
+        writer: Mutex::new(Writer::default()),
+        keeper: Mutex::new(Keeper {
+            generation: newest.generation,
+            slot: 1 - slot,
+            cold: Cold::new(position.epoch, cold, root.table),
+            rewrites: Vec::new(),
+            stuck: Vec::new(),
+        }),
+        growing: Mutex::new(()),
+        needs_epoch: AtomicBool::new(true),
+        recent_need: AtomicU64::new(0),
+        _lock: lock,
+    };
+    Ok((store, report))
+}
+
+fn decode_superblock(blocks: [&[u8]; 2], path: &Path) -> Result<Superblock, OpenError> {
+    let path = path.to_path_buf();
+    let decoded = blocks.map(Superblock::decode);
+    if let Some(superblock) = decoded.iter().find_map(|decoded| decoded.ok()) {
+        return Ok(superblock);
+    }
+    // The most telling reason of the two.
+    let reasons = decoded.map(|decoded| decoded.expect_err("none was read"));
+    let telling = reasons
+        .iter()
+        .find(|reason| !matches!(reason, BadSuperblock::NoMagic | BadSuperblock::Checksum))
+        .or_else(|| reasons.iter().find(|reason| matches!(reason, BadSuperblock::Checksum)))
+        .copied()
+        .unwrap_or(BadSuperblock::NoMagic);
+    Err(match telling {
+        BadSuperblock::NoMagic => {
+            let why = "it does not begin as a store does".into();
+            OpenError::NotAStore { path, why }
+        }
+        BadSuperblock::Checksum => {
+            let what = "the superblock and its copy do not have their checksums";
+            OpenError::Damaged { path, damage: Damage::new(0, what) }
+        }
+        BadSuperblock::Newer { found } => {
+            OpenError::NewerFormat { path, found, known: FORMAT_VERSION }
+        }
+        BadSuperblock::Features { unknown } => OpenError::UnknownFeatures { path, unknown },
+        BadSuperblock::Nonsense(why) => OpenError::NotAStore { path, why: format!("it has {why}") },
+    })
+}
+
+type Table = (BTreeMap<ContainerId, Arc<Tree>>, Space);
+
+fn load_table(
+    disk: &Disk,
+    layout: Layout,
+    root: &Root,
+    segments_in_file: usize,
+) -> Result<Table, ReadError> {
+    let mut bytes = Vec::new();
+    let mut index = 0;
+    let end = HEADER_BLOCKS + segments_in_file as u64 * layout.segment_blocks;
+    for extent in &root.table {
+        let offset = extent.place.offset();
+        let inside = extent.place.0.checked_add(u64::from(extent.blocks)).is_some_and(|e| e <= end);
+        if !inside || u64::from(extent.blocks) >= layout.chunk_blocks() {
+            return Err(Damage::new(offset, "the table lies beyond the end of the file").into());
+        }
+        let mut part = AlignedBuf::zeroed(extent.blocks as usize * BLOCK);
+        disk.read(offset, part.as_mut_slice())?;
+        let checksums = part.as_slice().chunks(BLOCK).map(|block| {
+            let entry = Entry::Table(index);
+            index += 1;
+            disk.sealer().block(entry, block)
+        });
+        if extent_checksum(checksums) != extent.checksum {
+            let what = "the table of containers does not have the checksum it was written with";
+            return Err(Damage::new(offset, what).into());
+        }
+        bytes.extend_from_slice(part.as_slice());
+    }
+    let (containers, segments) = (root.containers as usize, root.segments as usize);
+    let nonsense = |what: &str| {
+        let offset = root.table.first().map_or(0, |extent| extent.place.offset());
+        ReadError::from(Damage::new(offset, format!("the table of containers {what}")))
+    };
+    if bytes.len() < containers * TABLE_CONTAINER_BYTES + segments * TABLE_SEGMENT_BYTES {
+        return Err(nonsense("is shorter than its root says"));
+    }
+    let mut trees = BTreeMap::new();
+    let (tree_bytes, segment_bytes) = bytes.split_at(containers * TABLE_CONTAINER_BYTES);
+    for entry in tree_bytes.chunks(TABLE_CONTAINER_BYTES) {
+        let container = ContainerId(get_u32(entry, 0));
+        let at = Located { place: Place(get_u64(entry, 8)), checksum: get_u64(entry, 16) };
+        let levels = u8::try_from(get_u32(entry, 4)).unwrap_or(u8::MAX);
+        let tree = Tree::stored(container, levels, at, get_u64(entry, 24))
+            .filter(|_| container <= ContainerId::MAX)
+            .ok_or_else(|| nonsense("names a map that cannot be"))?;
+        trees.insert(container, Arc::new(tree));
+    }
+    let table: Vec<u32> = segment_bytes
+        .chunks(TABLE_SEGMENT_BYTES)
+        .take(segments)
+        .map(|entry| get_u32(entry, 0))
+        .collect();
+    let mut space = Space::decode(layout, root.generation, &table)
+        .ok_or_else(|| nonsense("counts more blocks than a segment has"))?;
+    if segments_in_file < segments {
+        let offset = layout.file_bytes(segments_in_file);
+        let what = format!(
+            "the file has been cut off: {} bytes are missing at its end",
+            layout.file_bytes(segments) - offset
+        );
+        return Err(Damage::new(offset, what).into());
+    }
+    space.add_segments(segments_in_file - segments);
+    let position = &root.position;
+    if !space.has(position.place)
+        || !position.next_segment.is_none() && !space.has(position.next_segment)
+    {
+        return Err(nonsense("lies apart from the record chain"));
+    }
+    Ok((trees, space))
+}
+
+/// A record whose chunks have all been found.
+struct Record {
+    chunks: Vec<(Place, Chunk)>,
+    behind: LogPosition,
+}
+
+/// Follows the record chain from a root.
+struct Replay<'a> {
+    disk: &'a Disk,
+    layout: Layout,
+    store_id: u128,
+    window: Window,
+    /// Behind the last record that counts.
+    position: LogPosition,
+    layer: Layer,
+    space: Space,
+    report: OpenReport,
+    replay_blocks: u64,
+}
+
+impl<'a> Replay<'a> {
+    fn new(
+        disk: &'a Disk,
+        layout: Layout,
+        store_id: u128,
+        space: Space,
+        position: LogPosition,
+    ) -> Self {
+        Replay {
+            disk,
+            layout,
+            store_id,
+            window: Window::default(),
+            position,
+            layer: Layer::default(),
+            space,
+            report: OpenReport::default(),
+            replay_blocks: 0,
+        }
+    }
+
+    fn run(&mut self) -> Result<(), ReadError> {
+        self.space.note_chain(self.position.place);
+        // Where the next chunk must lie, behind all that has been found.
+        let mut cursor = self.position;
+        let mut open: Vec<(Place, Chunk)> = Vec::new();
+        // Complete, but only a later chunk or its own images show that it was flushed.
+        let mut unproven: Option<Record> = None;
+        while let Some((chunk, checksum)) = self.next(&cursor, open.len())? {
+            if let Some(record) = unproven.take() {
+                self.apply(record);
+            }
+            let (at, kind, last, time) = (cursor.place, chunk.kind, chunk.last, chunk.time);
+            (cursor.place, cursor.next_segment) =
+                self.layout.behind(at, chunk.blocks(), chunk.next_segment);
+            cursor.serial += 1;
+            cursor.chain = checksum;
+            open.push((at, chunk));
+            let record_ends = last || kind == ChunkKind::Commit;
+            if record_ends {
+                cursor.sequence += 1;
+                cursor.time = time;
+                let record = Record { chunks: std::mem::take(&mut open), behind: cursor };
+                if last {
+                    unproven = Some(record);
+                } else {
+                    self.apply(record);
+                }
+            }
+        }
+        if let Some(record) = unproven {
+            if planted::is(Bug::ChecksumSkipped) || self.is_whole(&record)? {
+                self.apply(record);
+            } else {
+                self.report.unfinished = Some(record.behind.sequence);
+                cursor.sequence -= 1;
+            }
+        } else if !open.is_empty() {
+            self.report.unfinished = Some(cursor.sequence + 1);
+        }
+        let under_way = cursor.sequence + 1;
+        if !planted::is(Bug::BlindTail)
+            && let Some((at, chunk)) = self.look_onward(&cursor, under_way)?
+        {
+            let what = format!(
+                "chunk {} of the record chain, of stabilisation {under_way} or later, is unreadable; a chunk \
+                 of stabilisation {} at offset {:#x} shows that it was acknowledged",
+                cursor.serial,
+                chunk.sequence,
+                at.offset()
+            );
+            return Err(Damage::new(cursor.place.offset(), what).into());
+        }
+        self.space.note_chain(self.position.place);
+        if !self.position.next_segment.is_none() {
+            self.space.note_chain(self.position.next_segment);
+        }
+        Ok(())
+    }
+
+    /// The chunk at the cursor, if it is the chain's next, with its checksum.
+    fn next(
+        &mut self,
+        cursor: &LogPosition,
+        ordinal: usize,
+    ) -> Result<Option<(Chunk, u64)>, ReadError> {
+        let Some((chunk, checksum)) = self.header_at(cursor.place)? else { return Ok(None) };
+        let is_next = self.is_in_chain(&chunk)
+            && chunk.serial == cursor.serial
+            && chunk.previous == cursor.chain
+            && chunk.sequence == cursor.sequence + 1
+            && chunk.ordinal as usize == ordinal
+            && chunk.blocks() <= self.layout.room(cursor.place)
+            && self.space.has(chunk.next_segment);
+        Ok(is_next.then_some((chunk, checksum)))
+    }
+
+    fn is_in_chain(&self, chunk: &Chunk) -> bool {
+        chunk.kind != ChunkKind::Cold && chunk.epoch == self.position.epoch
+    }
+
+    fn header_at(&mut self, place: Place) -> Result<Option<(Chunk, u64)>, ReadError> {
+        if !self.space.has(place) {
+            return Ok(None);
+        }
+        let segment_end = place.plus(self.layout.room(place));
+        let block = self.window.block(self.disk, place, segment_end)?;
+        Ok(Chunk::decode(block, self.store_id))
+    }
+
+    /// Whether all images of the record have their checksums.
+    fn is_whole(&self, record: &Record) -> Result<bool, ReadError> {
+        for (at, chunk) in &record.chunks {
+            let mut payload = AlignedBuf::zeroed(chunk.payload_blocks() * BLOCK);
+            self.disk.read(at.plus(1).offset(), payload.as_mut_slice())?;
+            for (entry, located) in chunk.located(*at).filter(|(entry, _)| entry.has_payload()) {
+                let start = (located.place.0 - at.0 - 1) as usize * BLOCK;
+                let block = &payload.as_slice()[start..start + BLOCK];
+                if self.disk.sealer().block(entry, block) != located.checksum {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn apply(&mut self, record: Record) {
+        for (at, chunk) in &record.chunks {
+            self.space.note_chain(*at);
+            for (entry, located) in chunk.located(*at) {
+                crate::store::enter(&mut self.layer, &mut self.space, entry, located);
+            }
+            self.replay_blocks += replay_cost(chunk);
+        }
+        self.report.records_replayed += 1;
+        self.report.chunks_replayed += record.chunks.len() as u64;
+        self.position = record.behind;
+    }
+
+    /// Looks behind the chain's seeming end for a chunk that could only have been written after the one under
+    /// way there had been acknowledged.
+    fn look_onward(
+        &mut self,
+        from: &LogPosition,
+        under_way: u64,
+    ) -> Result<Option<(Place, Chunk)>, ReadError> {
+        self.window.scanning = true;
+        let (mut place, mut next_segment) = (from.place, from.next_segment);
+        let mut left = LOOK_ONWARD;
+        while left > 0 && !place.is_none() {
+            match self.header_at(place)? {
+                Some((chunk, _)) if self.is_in_chain(&chunk) && chunk.serial > from.serial => {
+                    let durable_since =
+                        if chunk.kind == ChunkKind::Commit { under_way } else { under_way + 1 };
+                    if chunk.sequence >= durable_since {
+                        return Ok(Some((place, chunk)));
+                    }
+                    left = LOOK_ONWARD;
+                    (place, next_segment) =
+                        self.layout.behind(place, chunk.blocks(), chunk.next_segment);
+                }
+                _ if self.layout.room(place) > 1 => {
+                    place = place.plus(1);
+                    left -= 1;
+                }
+                _ => {
+                    (place, next_segment) = (next_segment, Place::NONE);
+                    left -= 1;
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Blocks read ahead: more of them the more of them are of use.
+#[derive(Default)]
+struct Window {
+    first: Place,
+    bytes: Vec<u8>,
+    /// How many were read last time.
+    blocks: u64,
+    /// Whether every block is going to be looked at.
+    scanning: bool,
+}
+
+impl Window {
+    /// The block at `place`, and those behind it up to `end` at the most.
+    fn block(&mut self, disk: &Disk, place: Place, end: Place) -> Result<&[u8], ReadError> {
+        let held = (self.bytes.len() / BLOCK) as u64;
+        if place < self.first || place.0 >= self.first.0 + held {
+            // Just behind what was read: it was all of use. Far from it: none behind the first was.
+            let near = place.0.saturating_sub(self.first.0 + held) <= READ_LEAST;
+            self.blocks = match (self.scanning, near) {
+                (true, _) => READ_MOST,
+                (false, true) => (self.blocks * 2).clamp(READ_LEAST, READ_MOST),
+                (false, false) => 1,
+            };
+            let blocks = self.blocks.min(end.0 - place.0);
+            self.bytes.resize(blocks as usize * BLOCK, 0);
+            self.first = place;
+            disk.read(place.offset(), &mut self.bytes)?;
+        }
+        let at = (place.0 - self.first.0) as usize * BLOCK;
+        Ok(&self.bytes[at..at + BLOCK])
+    }
+}

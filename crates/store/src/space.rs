@@ -1,0 +1,445 @@
+//! Which segments of the file hold what, and when a segment may be written again. It keeps counts, no
+//! contents, and reads no file. Read [`Space`] first.
+//!
+//! The rule that all safety hangs on: each of the two roots is at any time a complete starting point. So
+//! a segment that nothing needs any more is written again only when *both* roots have been written since.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
+
+use crate::format::{HEADER_BLOCKS, LogPosition, Place};
+use crate::planted::{self, Bug};
+
+/// Sizes that a segment may have, in blocks.
+pub(crate) const SEGMENT_BLOCKS: RangeInclusive<u32> = 8..=1 << 16;
+
+/// Segments that the record chain leaves to the cold stream, so that a full store can still be kept.
+const COLD_RESERVE: usize = 2;
+
+/// Set in the table for a segment that may be written when the table's root is durable.
+const TABLE_FREE: u32 = 1 << 31;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Free,
+    InUse,
+    /// Not needed by the root of this generation and later ones.
+    Pending {
+        since: u64,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    state: State,
+    /// Blocks that the stored map, its table included, refers to.
+    tree: u32,
+    /// Blocks that the layers over it refer to.
+    layer: u32,
+}
+
+impl Segment {
+    fn live(self) -> u32 {
+        self.tree + self.layer
+    }
+}
+
+/// No segment is free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NoSegment;
+
+/// Where segments lie: pure arithmetic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Layout {
+    pub(crate) segment_blocks: u64,
+}
+
+impl Layout {
+    pub(crate) fn start(self, segment: u32) -> Place {
+        Place(HEADER_BLOCKS + u64::from(segment) * self.segment_blocks)
+    }
+
+    /// The segment of a block; `None` for the blocks before the first.
+    pub(crate) fn segment(self, place: Place) -> Option<u32> {
+        let blocks = place.0.checked_sub(HEADER_BLOCKS)?;
+        u32::try_from(blocks / self.segment_blocks).ok()
+    }
+
+    fn segment_of(self, place: Place) -> usize {
+        self.segment(place).expect("what is referred to lies in a segment") as usize
+    }
+
+    /// Blocks from `place` to the end of its segment.
+    pub(crate) fn room(self, place: Place) -> u64 {
+        self.segment_blocks - (place.0 - HEADER_BLOCKS) % self.segment_blocks
+    }
+
+    /// Most blocks of one chunk: at least two chunks go into a segment, so that behind a chunk that cannot be
+    /// read there is one to be found.
+    pub(crate) fn chunk_blocks(self) -> u64 {
+        (1 + crate::format::CHUNK_ENTRIES as u64).min(self.segment_blocks / 2)
+    }
+
+    /// Where the chain goes on behind a chunk at `place`: in place if two blocks fit there, else in the next
+    /// segment, and then the one after that is not chosen yet.
+    pub(crate) fn behind(self, place: Place, blocks: u64, next_segment: Place) -> (Place, Place) {
+        if self.room(place) >= blocks + 2 {
+            (place.plus(blocks), next_segment)
+        } else {
+            (next_segment, Place::NONE)
+        }
+    }
+
+    pub(crate) fn file_bytes(self, segments: usize) -> u64 {
+        Place(HEADER_BLOCKS + segments as u64 * self.segment_blocks).offset()
+    }
+}
+
+/// All segments.
+#[derive(Clone, Debug)]
+pub(crate) struct Space {
+    layout: Layout,
+    segments: Vec<Segment>,
+    free: BTreeSet<u32>,
+    /// Segments from where the newest root has the record chain go on, to the one reserved for its future.
+    chain: VecDeque<u32>,
+    /// The segment that the cold stream is writing.
+    cold: Option<u32>,
+    live: u64,
+}
+
+impl Space {
+    pub(crate) fn new(layout: Layout) -> Self {
+        Space {
+            layout,
+            segments: Vec::new(),
+            free: BTreeSet::new(),
+            chain: VecDeque::new(),
+            cold: None,
+            live: 0,
+        }
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    pub(crate) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    pub(crate) fn free_segments(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Segments that become free as roots are written.
+    pub(crate) fn pending_segments(&self) -> usize {
+        self.segments.iter().filter(|s| matches!(s.state, State::Pending { .. })).count()
+    }
+
+    /// Blocks that something refers to; those that a layer will let go of at the next root included.
+    pub(crate) fn live_blocks(&self) -> u64 {
+        self.live
+    }
+
+    /// Whether the file has a segment for this block.
+    pub(crate) fn has(&self, place: Place) -> bool {
+        self.layout.segment(place).is_some_and(|segment| (segment as usize) < self.segments.len())
+    }
+
+    /// Takes note of free segments at the end of the file.
+    pub(crate) fn add_segments(&mut self, count: usize) {
+        let first = self.segments.len();
+        let segment = Segment { state: State::Free, tree: 0, layer: 0 };
+        self.segments.resize(first + count, segment);
+        self.free.extend(first as u32..(first + count) as u32);
+    }
+
+    fn take(&mut self, keep: usize) -> Result<u32, NoSegment> {
+        if self.free.len() <= keep {
+            return Err(NoSegment);
+        }
+        let segment = self.free.pop_first().ok_or(NoSegment)?;
+        self.segments[segment as usize].state = State::InUse;
+        Ok(segment)
+    }
+
+    /// A segment for the record chain, which now ends with it.
+    pub(crate) fn extend_chain(&mut self) -> Result<Place, NoSegment> {
+        let segment = self.take(COLD_RESERVE)?;
+        self.chain.push_back(segment);
+        Ok(self.layout.start(segment))
+    }
+
+    /// Takes back the last `count` extensions of the chain, in which nothing has been written.
+    pub(crate) fn shorten_chain(&mut self, count: usize) {
+        for _ in 0..count {
+            let segment = self.chain.pop_back().expect("the chain has been extended as often");
+            self.segments[segment as usize].state = State::Free;
+            self.free.insert(segment);
+        }
+    }
+
+    /// How many segments the chain can still be given.
+    pub(crate) fn chain_supply(&self) -> usize {
+        self.free.len().saturating_sub(COLD_RESERVE)
+    }
+
+    /// A segment in which the record chain starts anew; the chain behind the old place ends.
+    pub(crate) fn fresh_chain(&mut self) -> Result<Place, NoSegment> {
+        // From the reserve, if need be: nothing else can be done before.
+        let segment = self.take(0)?;
+        Ok(self.layout.start(segment))
+    }
+
+    /// A segment for the cold stream.
+    pub(crate) fn take_cold(&mut self) -> Result<Place, NoSegment> {
+        let segment = self.take(0)?;
+        self.cold = Some(segment);
+        Ok(self.layout.start(segment))
+    }
+
+    pub(crate) fn leave_cold(&mut self) {
+        self.cold = None;
+    }
+
+    pub(crate) fn count_layer(&mut self, place: Place) {
+        self.segments[self.layout.segment_of(place)].layer += 1;
+        self.live += 1;
+    }
+
+    pub(crate) fn uncount_layer(&mut self, place: Place) {
+        let segment = &mut self.segments[self.layout.segment_of(place)];
+        segment.layer = segment.layer.checked_sub(1).expect("a block is let go of once");
+        self.live -= 1;
+    }
+
+    /// How many blocks of each segment the stored map refers to.
+    pub(crate) fn tree_counts(&self) -> Vec<u32> {
+        self.segments.iter().map(|s| s.tree).collect()
+    }
+
+    /// How many blocks of each segment the layers refer to.
+    pub(crate) fn layer_counts(&self) -> Vec<u32> {
+        self.segments.iter().map(|s| s.layer).collect()
+    }
+
+    fn is_free_at(&self, segment: usize, generation: u64) -> bool {
+        match self.segments[segment].state {
+            State::Free => true,
+            State::Pending { since } => since < generation,
+            State::InUse => false,
+        }
+    }
+
+    /// The segments' part of the table of root `generation`, with the map's counts as they will be then.
+    pub(crate) fn encode(&self, tree_counts: &[u32], generation: u64) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.segments.len() * 4);
+        for (i, &count) in tree_counts.iter().enumerate() {
+            let free = if self.is_free_at(i, generation) { TABLE_FREE } else { 0 };
+            bytes.extend_from_slice(&(count | free).to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The segments as the table of root `generation` says. `None` if it says what cannot be.
+    pub(crate) fn decode(layout: Layout, generation: u64, table: &[u32]) -> Option<Self> {
+        let mut space = Space::new(layout);
+        for (i, &entry) in table.iter().enumerate() {
+            let (free, tree) = (entry & TABLE_FREE != 0, entry & !TABLE_FREE);
+            if u64::from(tree) > layout.segment_blocks || free && tree != 0 {
+                return None;
+            }
+            let state = match (free, tree) {
+                (true, _) => State::Free,
+                (false, 0) => State::Pending { since: generation },
+                (false, _) => State::InUse,
+            };
+            if free {
+                space.free.insert(i as u32);
+            }
+            space.live += u64::from(tree);
+            space.segments.push(Segment { state, tree, layer: 0 });
+        }
+        Some(space)
+    }
+
+    /// Recovery has found the chain to go through the segment of `place`.
+    pub(crate) fn note_chain(&mut self, place: Place) {
+        let segment = self.layout.segment_of(place) as u32;
+        if self.chain.back() != Some(&segment) {
+            self.free.remove(&segment);
+            self.segments[segment as usize].state = State::InUse;
+            self.chain.push_back(segment);
+        }
+    }
+
+    /// Recovery goes on writing cold blocks at `place`.
+    pub(crate) fn note_cold(&mut self, place: Place) {
+        let segment = self.layout.segment_of(place) as u32;
+        self.free.remove(&segment);
+        self.segments[segment as usize].state = State::InUse;
+        self.cold = Some(segment);
+    }
+
+    /// Root `generation` is durable: the map's counts are now `tree_counts`, the record chain is needed
+    /// from `position` on, and what no root needs becomes free.
+    pub(crate) fn publish(
+        &mut self,
+        generation: u64,
+        mut tree_counts: Vec<u32>,
+        position: &LogPosition,
+    ) {
+        tree_counts.resize(self.segments.len(), 0);
+        let first = self.layout.segment_of(position.place) as u32;
+        match self.chain.iter().position(|&segment| segment == first) {
+            Some(at) => drop(self.chain.drain(..at)),
+            None => self.chain = VecDeque::from([first]),
+        }
+        let needed: BTreeSet<u32> = self.chain.iter().copied().chain(self.cold).collect();
+        self.live = 0;
+        for (i, segment) in self.segments.iter_mut().enumerate() {
+            segment.tree = tree_counts[i];
+            self.live += u64::from(segment.live());
+            let unneeded = segment.live() == 0 && !needed.contains(&(i as u32));
+            segment.state = match segment.state {
+                State::Pending { since } if since < generation => State::Free,
+                State::InUse if unneeded && planted::is(Bug::EarlyReuse) => State::Free,
+                State::InUse if unneeded => State::Pending { since: generation },
+                state => state,
+            };
+            if segment.state == State::Free {
+                self.free.insert(i as u32);
+            }
+        }
+    }
+
+    /// Segments that cleaning may empty, those with the least live blocks first.
+    pub(crate) fn sparse_segments(&self) -> Vec<(u32, u32)> {
+        let mut sparse: Vec<(u32, u32)> = self
+            .segments
+            .iter()
+            .enumerate()
+            .map(|(i, segment)| (i as u32, segment))
+            .filter(|&(i, segment)| {
+                segment.state == State::InUse
+                    && !self.chain.contains(&i)
+                    && self.cold != Some(i)
+                    && u64::from(segment.live()) * 4 <= self.layout.segment_blocks * 3
+            })
+            .map(|(i, segment)| (i, segment.live()))
+            .collect();
+        sparse.sort_by_key(|&(i, live)| (live, i));
+        sparse
+    }
+
+    /// Blocks by what their segment is: free, pending, in use.
+    pub(crate) fn blocks_by_state(&self) -> (u64, u64, u64) {
+        let count = |wanted: fn(State) -> bool| {
+            let segments = self.segments.iter().filter(|s| wanted(s.state)).count();
+            segments as u64 * self.layout.segment_blocks
+        };
+        (
+            count(|s| s == State::Free),
+            count(|s| matches!(s, State::Pending { .. })),
+            count(|s| s == State::InUse),
+        )
+    }
+
+    /// Segments that are free or pending although something refers to them: there must be none.
+    pub(crate) fn contradictions(&self) -> Vec<u32> {
+        (0..self.segments.len() as u32)
+            .filter(|&i| {
+                let segment = self.segments[i as usize];
+                let free = self.free.contains(&i);
+                let needed = segment.live() > 0 || self.chain.contains(&i) || self.cold == Some(i);
+                segment.state != State::InUse && needed || free != (segment.state == State::Free)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(place: Place) -> LogPosition {
+        LogPosition {
+            epoch: 1,
+            place,
+            next_segment: Place::NONE,
+            sequence: 0,
+            serial: 0,
+            chain: 0,
+            time: 0,
+        }
+    }
+
+    #[test]
+    fn a_segment_waits_for_two_roots() {
+        let layout = Layout { segment_blocks: 8 };
+        let mut space = Space::new(layout);
+        space.add_segments(6);
+        let a = space.extend_chain().unwrap();
+        let b = space.extend_chain().unwrap();
+        assert_eq!((a, b), (Place(16), Place(24)));
+        space.count_layer(a.plus(1));
+        assert_eq!(space.live_blocks(), 1);
+        // The chain has gone on to b, and the root knows it; a still holds a page.
+        space.publish(5, vec![], &position(b));
+        assert_eq!(space.pending_segments(), 0);
+        space.uncount_layer(a.plus(1));
+        space.publish(6, vec![], &position(b));
+        assert_eq!((space.pending_segments(), space.free_segments()), (1, 4));
+        space.publish(7, vec![], &position(b));
+        assert_eq!((space.pending_segments(), space.free_segments()), (0, 5));
+        assert_eq!(space.contradictions(), []);
+        // Two free segments stay for the cold stream.
+        for _ in 0..3 {
+            space.extend_chain().unwrap();
+        }
+        assert_eq!(space.extend_chain(), Err(NoSegment));
+        space.take_cold().unwrap();
+        space.shorten_chain(3);
+        assert_eq!(space.free_segments(), 4);
+        assert_eq!(space.contradictions(), []);
+    }
+
+    #[test]
+    fn the_table_brings_all_back() {
+        let layout = Layout { segment_blocks: 8 };
+        let mut space = Space::new(layout);
+        space.add_segments(5);
+        let a = space.extend_chain().unwrap();
+        let cold = space.take_cold().unwrap();
+        let counts = vec![0, 3, 0, 0, 0];
+        let bytes = space.encode(&counts, 9);
+        space.publish(9, counts, &position(a));
+        let table: Vec<u32> =
+            bytes.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
+        let mut back = Space::decode(layout, 9, &table).unwrap();
+        back.note_chain(a);
+        back.note_cold(cold);
+        assert_eq!(back.tree_counts(), space.tree_counts());
+        assert_eq!(back.free_segments(), 3);
+        assert_eq!(back.live_blocks(), 3);
+        assert_eq!(back.contradictions(), []);
+        assert!(Space::decode(layout, 9, &[9]).is_none());
+        assert!(Space::decode(layout, 9, &[TABLE_FREE | 1]).is_none());
+    }
+
+    #[test]
+    fn places_and_segments() {
+        let layout = Layout { segment_blocks: 16 };
+        assert_eq!(layout.segment(Place(15)), None);
+        assert_eq!(layout.segment(Place(16)), Some(0));
+        assert_eq!(layout.segment(Place(32)), Some(1));
+        assert_eq!(layout.room(Place(16)), 16);
+        assert_eq!(layout.room(Place(31)), 1);
+        assert_eq!(layout.behind(Place(16), 14, Place(48)), (Place(30), Place(48)));
+        assert_eq!(layout.behind(Place(16), 15, Place(48)), (Place(48), Place::NONE));
+        assert_eq!(layout.behind(Place(16), 16, Place(48)), (Place(48), Place::NONE));
+        assert_eq!(layout.chunk_blocks(), 8);
+        assert_eq!(Layout { segment_blocks: 1024 }.chunk_blocks(), 249);
+    }
+}

@@ -1,0 +1,209 @@
+//! The store as its user holds it, and what its parts share. The verbs have files of their own: `commit`,
+//! `read`, `keep` and `clean`, `recover`, `verify`. Read [`Store`] first, then `State`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use stead_model::{ContainerId, PageId};
+
+use crate::batch::Batch;
+use crate::commit::Writer;
+use crate::directory::DirectoryLock;
+use crate::disk::{Counters, Disk};
+use crate::format::{BLOCK, Entry, HEADER_BLOCKS, Located, LogPosition, Superblock};
+use crate::keep::Keeper;
+use crate::layer::Layer;
+use crate::space::{Layout, Space};
+use crate::tree::Tree;
+
+/// A store: pages that stay, moving from one whole state to the next (catalogue B1).
+///
+/// Any number of threads may use it at once. Stabilisations take their turn; reading waits for none of them, and
+/// upkeep ([`Store::maintain`]) runs beside both. Dropping it writes nothing and lets go of the directory.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) header: StoreHeader,
+    pub(crate) disk: Disk,
+    pub(crate) state: RwLock<State>,
+    /// Locked before `keeper`, and both before `state`.
+    pub(crate) writer: Mutex<Writer>,
+    pub(crate) keeper: Mutex<Keeper>,
+    /// Held while the file is made longer; locked after `keeper`, before `state`.
+    pub(crate) growing: Mutex<()>,
+    /// Whether the next stabilisation would have to begin an epoch first.
+    pub(crate) needs_epoch: AtomicBool,
+    /// Segments that the largest recent stabilisation took.
+    pub(crate) recent_need: AtomicU64,
+    /// Held for its `Drop`.
+    pub(crate) _lock: Option<DirectoryLock>,
+}
+
+/// What never changes about a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoreHeader {
+    /// Tells this store from all others.
+    pub store_id: u128,
+    /// The window from which its containers take addresses, as chosen when it was created.
+    pub base_window: u32,
+    /// When it was created, in seconds since 1970.
+    pub created: u64,
+    /// The version of the format it is kept in.
+    pub format_version: u32,
+    /// Blocks of 4096 bytes in a segment of its log.
+    pub segment_blocks: u32,
+}
+
+impl From<Superblock> for StoreHeader {
+    fn from(superblock: Superblock) -> Self {
+        StoreHeader {
+            store_id: superblock.store_id,
+            base_window: superblock.base_window,
+            created: superblock.created,
+            format_version: superblock.format_version,
+            segment_blocks: superblock.segment_blocks,
+        }
+    }
+}
+
+/// How a store stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stat {
+    /// The number of the last stabilisation; 0 if there was none.
+    pub last_sequence: u64,
+    /// When that was, in nanoseconds since 1970; 0 if there was none.
+    pub last_time: u64,
+    /// Bytes in the file `log`.
+    pub file_bytes: u64,
+    /// Segments in it.
+    pub segments: usize,
+    /// Segments that may be written.
+    pub free_segments: usize,
+    /// Segments that will be free after the next roots.
+    pub pending_segments: usize,
+    /// Bytes that the map refers to: images and the map itself. Images replaced since the last root count still.
+    pub live_bytes: u64,
+    /// What a recovery would have to read, in blocks; upkeep keeps it bounded.
+    pub replay_blocks: u64,
+    /// The newest root's generation.
+    pub generation: u64,
+    /// The current epoch.
+    pub epoch: u64,
+    /// What has been written and read since opening.
+    pub counters: Counters,
+}
+
+/// Where everything lies: under one lock, held for moments, never while the disk is at work.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// What has been stored since the last root, or since the root that is being written.
+    pub(crate) active: Layer,
+    /// What goes into the root that is being written.
+    pub(crate) frozen: Option<Arc<Layer>>,
+    /// The map as the last root has it.
+    pub(crate) trees: BTreeMap<ContainerId, Arc<Tree>>,
+    pub(crate) space: Space,
+    pub(crate) position: LogPosition,
+    /// What replaying the chain since the last root costs, in blocks to read.
+    pub(crate) replay_blocks: u64,
+    /// Counts the changes of `trees`.
+    pub(crate) version: u64,
+    pub(crate) generation: u64,
+}
+
+impl State {
+    /// What the layers know of a page.
+    pub(crate) fn find_in_layers(&self, id: PageId) -> Option<Located> {
+        self.active.find(id).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.find(id)))
+    }
+
+    /// A record's entry has become durable.
+    pub(crate) fn enter(&mut self, entry: Entry, at: Located) {
+        enter(&mut self.active, &mut self.space, entry, at);
+    }
+}
+
+/// Enters into a layer, and counts, what a record's entry says.
+pub(crate) fn enter(layer: &mut Layer, space: &mut Space, entry: Entry, at: Located) {
+    let gone = match entry {
+        Entry::Image(id) => {
+            space.count_layer(at.place);
+            layer.set(id, at)
+        }
+        Entry::Zero(id) => layer.set(id, Located::NEVER),
+        Entry::Drop(container) => {
+            for place in layer.drop_container(container) {
+                space.uncount_layer(place);
+            }
+            None
+        }
+        Entry::Node(_) | Entry::Table(_) => None,
+    };
+    if let Some(place) = gone {
+        space.uncount_layer(place);
+    }
+}
+
+impl Store {
+    pub(crate) fn layout(&self) -> Layout {
+        Layout { segment_blocks: u64::from(self.header.segment_blocks) }
+    }
+
+    // A panic while one of these is held is a bug of ours that has been reported by that panic; what the
+    // locks guard is changed in steps that each leave it whole.
+
+    pub(crate) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn keeper(&self) -> MutexGuard<'_, Keeper> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What never changes about the store.
+    #[must_use]
+    pub fn header(&self) -> &StoreHeader {
+        &self.header
+    }
+
+    /// An empty batch for [`Store::commit`] of this store.
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.disk.sealer())
+    }
+
+    /// How the store stands.
+    #[must_use]
+    pub fn stat(&self) -> Stat {
+        let state = self.state();
+        let segments = state.space.segments();
+        Stat {
+            last_sequence: state.position.sequence,
+            last_time: state.position.time,
+            file_bytes: self.layout().file_bytes(segments),
+            segments,
+            free_segments: state.space.free_segments(),
+            pending_segments: state.space.pending_segments(),
+            live_bytes: (state.space.live_blocks() + HEADER_BLOCKS) * BLOCK as u64,
+            replay_blocks: state.replay_blocks,
+            generation: state.generation,
+            epoch: state.position.epoch,
+            counters: self.disk.counters(),
+        }
+    }
+
+    pub(crate) fn note_need(&self, segments: u64) {
+        // Falls by a quarter with each smaller stabilisation, so that one large one is not provided for
+        // for ever.
+        let old = self.recent_need.load(Ordering::Relaxed);
+        self.recent_need.store(segments.max(old - old.div_ceil(4)), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,394 @@
+//! A container's map from page to place: a radix tree with 256 ways, loaded node by node as it is needed,
+//! and changed by copying, so that a version that is being read or written out stays as it is. It decides
+//! nothing about where blocks go. Read [`Tree`] first.
+
+use std::sync::{Arc, OnceLock};
+
+use stead_model::ContainerId;
+
+use crate::error::ReadError;
+use crate::format::{BLOCK, Located, NodeId, Place, get_u64, put};
+
+pub(crate) const FANOUT: usize = 256;
+
+/// 256^5 pages are the 2^40 that a container may have.
+const MAX_LEVELS: u8 = 5;
+
+/// Where nodes that are not in memory come from.
+pub(crate) trait Nodes {
+    /// The node's block, its checksum checked.
+    fn load(&self, id: NodeId, at: Located) -> Result<Vec<u8>, ReadError>;
+}
+
+#[derive(Clone, Debug)]
+enum Node {
+    Leaf(Box<[Located; FANOUT]>),
+    Inner(Box<[Child; FANOUT]>),
+}
+
+/// A reference to a node. Neither stored nor loaded: there are no pages below. Loaded but not stored: it
+/// has been changed since it was stored.
+#[derive(Clone, Debug, Default)]
+struct Child {
+    stored: Located,
+    loaded: OnceLock<Arc<Node>>,
+}
+
+/// The map of one container.
+#[derive(Clone, Debug)]
+pub(crate) struct Tree {
+    container: ContainerId,
+    levels: u8,
+    root: Child,
+    pages: u64,
+}
+
+impl Tree {
+    pub(crate) fn empty(container: ContainerId) -> Self {
+        Tree { container, levels: 0, root: Child::default(), pages: 0 }
+    }
+
+    /// A tree that has been stored; `None` if there is no such tree.
+    pub(crate) fn stored(
+        container: ContainerId,
+        levels: u8,
+        root: Located,
+        pages: u64,
+    ) -> Option<Self> {
+        ((1..=MAX_LEVELS).contains(&levels) && !root.is_never()).then(|| Tree {
+            container,
+            levels,
+            root: Child { stored: root, loaded: OnceLock::new() },
+            pages,
+        })
+    }
+
+    pub(crate) fn levels(&self) -> u8 {
+        self.levels
+    }
+
+    /// Where the root node is stored; [`Located::NEVER`] if the tree is empty or has been changed.
+    pub(crate) fn root(&self) -> Located {
+        self.root.stored
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.root.is_empty()
+    }
+
+    fn covers(&self, page: u64) -> bool {
+        self.levels > 0 && page >> (8 * u32::from(self.levels)) == 0
+    }
+
+    fn root_id(&self) -> NodeId {
+        NodeId { container: self.container, level: self.levels.saturating_sub(1), index: 0 }
+    }
+
+    /// Where a page lies.
+    pub(crate) fn find(&self, page: u64, nodes: &dyn Nodes) -> Result<Located, ReadError> {
+        if !self.covers(page) {
+            return Ok(Located::NEVER);
+        }
+        let mut child = &self.root;
+        let mut id = self.root_id();
+        loop {
+            let Some(node) = child.node(id, nodes)? else { return Ok(Located::NEVER) };
+            let slot = (page >> (8 * u32::from(id.level))) as usize % FANOUT;
+            match &**node {
+                Node::Leaf(pages) => return Ok(pages[slot]),
+                Node::Inner(children) => {
+                    child = &children[slot];
+                    id = id.below(slot);
+                }
+            }
+        }
+    }
+
+    /// Where a node is stored; `None` if there is no such node or it has been changed since.
+    pub(crate) fn find_node(
+        &self,
+        wanted: NodeId,
+        nodes: &dyn Nodes,
+    ) -> Result<Option<Place>, ReadError> {
+        if self.levels == 0 || wanted.level >= self.levels {
+            return Ok(None);
+        }
+        let mut child = &self.root;
+        let mut id = self.root_id();
+        while id.level > wanted.level {
+            let Some(node) = child.node(id, nodes)? else { return Ok(None) };
+            let Node::Inner(children) = &**node else { unreachable!("leaves are at level 0") };
+            let slot = wanted.slot_at(id.level);
+            child = &children[slot];
+            id = id.below(slot);
+        }
+        Ok((id == wanted && !child.stored.is_never()).then_some(child.stored.place))
+    }
+
+    /// Enters `updates`, which are in the order of pages. What is no longer referred to goes to `released`.
+    pub(crate) fn update(
+        &mut self,
+        updates: &[(u64, Located)],
+        nodes: &dyn Nodes,
+        released: &mut Vec<Place>,
+    ) -> Result<(), ReadError> {
+        let highest = updates.iter().rev().find(|(_, at)| !at.is_never()).map(|&(page, _)| page);
+        while highest.is_some_and(|page| !self.covers(page)) {
+            if !self.root.is_empty() {
+                let mut children = empty_children();
+                children[0] = std::mem::take(&mut self.root);
+                self.root = Child::changed(Node::Inner(children));
+            }
+            self.levels += 1;
+        }
+        let end = updates.partition_point(|&(page, _)| self.covers(page));
+        if self.levels == 0 {
+            return Ok(());
+        }
+        let mut edit = Edit { nodes, released, pages: self.pages };
+        let id = self.root_id();
+        edit.update(&mut self.root, id, &updates[..end])?;
+        self.pages = edit.pages;
+        if self.root.is_empty() {
+            self.levels = 0;
+        }
+        Ok(())
+    }
+
+    /// Has the node written anew with the next map, because its place is to become free.
+    pub(crate) fn rewrite(
+        &mut self,
+        wanted: NodeId,
+        nodes: &dyn Nodes,
+        released: &mut Vec<Place>,
+    ) -> Result<(), ReadError> {
+        if self.find_node(wanted, nodes)?.is_none() {
+            return Ok(());
+        }
+        let mut id = self.root_id();
+        let mut child = &mut self.root;
+        loop {
+            child.node(id, nodes)?;
+            child.change(released);
+            let node = child.node_mut(id, nodes)?;
+            if id.level == wanted.level {
+                return Ok(());
+            }
+            let Node::Inner(children) = node else { unreachable!("leaves are at level 0") };
+            let slot = wanted.slot_at(id.level);
+            child = &mut children[slot];
+            id = id.below(slot);
+        }
+    }
+
+    /// Writes all nodes that have been changed, those below before those above. `sink` says where each goes.
+    pub(crate) fn store<E>(
+        &mut self,
+        sink: &mut impl FnMut(NodeId, &[u8]) -> Result<Located, E>,
+    ) -> Result<(), E> {
+        let id = self.root_id();
+        self.root.store(id, sink)
+    }
+
+    /// Shows every stored page in order, and every node that is stored, to `visitor`. Nodes that cannot be
+    /// read are passed over, with the reason.
+    pub(crate) fn visit(&self, nodes: &dyn Nodes, visitor: &mut dyn Visitor) {
+        let id = self.root_id();
+        self.root.visit(id, nodes, visitor);
+    }
+}
+
+/// Sees a whole tree.
+pub(crate) trait Visitor {
+    fn page(&mut self, page: u64, at: Located);
+    fn node(&mut self, id: NodeId, at: Place);
+    fn unreadable(&mut self, id: NodeId, error: ReadError);
+}
+
+impl NodeId {
+    fn below(self, slot: usize) -> NodeId {
+        NodeId {
+            container: self.container,
+            level: self.level - 1,
+            index: self.index << 8 | slot as u32,
+        }
+    }
+
+    /// Which child of its ancestor at `level` leads to this node.
+    fn slot_at(self, level: u8) -> usize {
+        (self.index >> (8 * u32::from(level - self.level - 1))) as usize % FANOUT
+    }
+}
+
+fn empty_children() -> Box<[Child; FANOUT]> {
+    Box::new(std::array::from_fn(|_| Child::default()))
+}
+
+impl Child {
+    fn changed(node: Node) -> Child {
+        Child { stored: Located::NEVER, loaded: OnceLock::from(Arc::new(node)) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.stored.is_never() && self.loaded.get().is_none()
+    }
+
+    fn node(&self, id: NodeId, nodes: &dyn Nodes) -> Result<Option<&Arc<Node>>, ReadError> {
+        if self.loaded.get().is_none() && !self.stored.is_never() {
+            let node = Node::decode(&nodes.load(id, self.stored)?, id.level);
+            // Another reader may have been quicker, with the same node.
+            let _ = self.loaded.set(Arc::new(node));
+        }
+        Ok(self.loaded.get())
+    }
+
+    /// The node, made if there was none, its own copy if another version shares it.
+    fn node_mut(&mut self, id: NodeId, nodes: &dyn Nodes) -> Result<&mut Node, ReadError> {
+        if self.node(id, nodes)?.is_none() {
+            let node = match id.level {
+                0 => Node::Leaf(Box::new([Located::NEVER; FANOUT])),
+                _ => Node::Inner(empty_children()),
+            };
+            self.loaded = OnceLock::from(Arc::new(node));
+        }
+        let node = self.loaded.get_mut().expect("loaded or made just now");
+        Ok(Arc::make_mut(node))
+    }
+
+    /// Gives up the stored block, because the node, which is loaded, is being changed.
+    fn change(&mut self, released: &mut Vec<Place>) {
+        if !self.stored.is_never() {
+            released.push(self.stored.place);
+            self.stored = Located::NEVER;
+        }
+    }
+
+    fn store<E>(
+        &mut self,
+        id: NodeId,
+        sink: &mut impl FnMut(NodeId, &[u8]) -> Result<Located, E>,
+    ) -> Result<(), E> {
+        if !self.stored.is_never() {
+            return Ok(());
+        }
+        let Some(node) = self.loaded.get_mut() else { return Ok(()) };
+        let node = Arc::make_mut(node);
+        if let Node::Inner(children) = node {
+            for (slot, child) in children.iter_mut().enumerate() {
+                child.store(id.below(slot), sink)?;
+            }
+        }
+        self.stored = sink(id, &node.encode())?;
+        Ok(())
+    }
+
+    fn visit(&self, id: NodeId, nodes: &dyn Nodes, visitor: &mut dyn Visitor) {
+        if !self.stored.is_never() {
+            visitor.node(id, self.stored.place);
+        }
+        match self.node(id, nodes).map(|node| node.map(|node| &**node)) {
+            Ok(None) => {}
+            Ok(Some(Node::Leaf(pages))) => {
+                let first = u64::from(id.index) << 8;
+                for (slot, &at) in pages.iter().enumerate() {
+                    if !at.is_never() {
+                        visitor.page(first + slot as u64, at);
+                    }
+                }
+            }
+            Ok(Some(Node::Inner(children))) => {
+                for (slot, child) in children.iter().enumerate() {
+                    child.visit(id.below(slot), nodes, visitor);
+                }
+            }
+            Err(error) => visitor.unreadable(id, error),
+        }
+    }
+}
+
+impl Node {
+    fn decode(block: &[u8], level: u8) -> Node {
+        let at = |slot: usize| Located {
+            place: Place(get_u64(block, slot * 16)),
+            checksum: get_u64(block, slot * 16 + 8),
+        };
+        if level == 0 {
+            return Node::Leaf(Box::new(std::array::from_fn(at)));
+        }
+        Node::Inner(Box::new(std::array::from_fn(|slot| Child {
+            stored: at(slot),
+            loaded: OnceLock::new(),
+        })))
+    }
+
+    fn encode(&self) -> [u8; BLOCK] {
+        let mut block = [0; BLOCK];
+        for slot in 0..FANOUT {
+            let at = match self {
+                Node::Leaf(pages) => pages[slot],
+                Node::Inner(children) => children[slot].stored,
+            };
+            put(&mut block, slot * 16, &at.place.0.to_le_bytes());
+            put(&mut block, slot * 16 + 8, &at.checksum.to_le_bytes());
+        }
+        block
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Node::Leaf(pages) => pages.iter().all(|at| at.is_never()),
+            Node::Inner(children) => children.iter().all(Child::is_empty),
+        }
+    }
+}
+
+struct Edit<'a> {
+    nodes: &'a dyn Nodes,
+    released: &'a mut Vec<Place>,
+    pages: u64,
+}
+
+impl Edit<'_> {
+    fn update(
+        &mut self,
+        child: &mut Child,
+        id: NodeId,
+        updates: &[(u64, Located)],
+    ) -> Result<(), ReadError> {
+        if updates.is_empty() || child.is_empty() && updates.iter().all(|(_, at)| at.is_never()) {
+            return Ok(());
+        }
+        let node = child.node_mut(id, self.nodes)?;
+        match node {
+            Node::Leaf(pages) => {
+                for &(page, at) in updates {
+                    let old = std::mem::replace(&mut pages[page as usize % FANOUT], at);
+                    if !old.is_never() {
+                        self.released.push(old.place);
+                        self.pages -= 1;
+                    }
+                    if !at.is_never() {
+                        self.pages += 1;
+                    }
+                }
+            }
+            Node::Inner(children) => {
+                let slot_of = |page: u64| (page >> (8 * u32::from(id.level))) as usize % FANOUT;
+                for group in updates.chunk_by(|a, b| slot_of(a.0) == slot_of(b.0)) {
+                    let slot = slot_of(group[0].0);
+                    self.update(&mut children[slot], id.below(slot), group)?;
+                }
+            }
+        }
+        let emptied = node.is_empty();
+        child.change(self.released);
+        if emptied {
+            *child = Child::default();
+        }
+        Ok(())
+    }
+}
