@@ -22,13 +22,13 @@ pub(crate) fn run(dir: &Path) -> Outcome {
     println!("store {}", stat.dir.display());
     match s.last_sequence {
         0 => println!("  last stabilisation   none yet"),
-        n => println!("  last stabilisation   number {n}, {}", ago(s.last_time_unix_ns)),
+        n => println!("  last stabilisation   number {n}, {}", ago(s.last_time)),
     }
     println!(
         "  log                  {}, of which {} live, {} of {} segments free",
         bytes(s.file_bytes),
         bytes(s.live_bytes),
-        s.segments_free,
+        s.free_segments,
         s.segments
     );
     println!("  containers           {}", stat.containers.len() - 1);

@@ -12,7 +12,7 @@ use crate::units::bytes;
 pub(crate) fn run(dir: &Path, leaks: bool) -> Outcome {
     let options = Options::new().create(false).interval(None);
     let store = Store::open_with(dir, &options)?;
-    let mut all_well = blocks(&store);
+    let mut all_well = blocks(&store)?;
     // A container that has damaged pages is not walked: touching such a page ends the process.
     let damaged = !all_well;
     let system = store.site().verify_system()?;
@@ -38,45 +38,56 @@ pub(crate) fn run(dir: &Path, leaks: bool) -> Outcome {
 }
 
 /// Checks all that is stored, with a bar on standard error. Whether it is sound.
-fn blocks(store: &Store) -> bool {
+fn blocks(store: &Store) -> Result<bool, Box<dyn std::error::Error>> {
     let bar = ProgressBar::new(0);
     let verified = store.site().verify_store(&mut |progress| {
         bar.set_length(progress.total);
         bar.set_position(progress.done);
-    });
+    })?;
     bar.finish_and_clear();
-    let blocks = &verified.blocks;
+    let b = &verified.blocks;
     println!(
-        "blocks of 4 KiB: {} in all = {} live + {} free + {} waiting to be free + {} headers",
-        blocks.whole, blocks.live, blocks.free, blocks.pinned, blocks.headers
+        "blocks of 4 KiB: {} = {} images + {} map + {} free + {} soon free + {} headers and replaced",
+        b.whole,
+        b.images,
+        b.map,
+        b.free,
+        b.pending,
+        b.header + b.other
     );
-    println!("page images checked: {}; map nodes checked: {}", verified.images, verified.nodes);
     for damage in &verified.damages {
         println!("DAMAGED: {damage}");
     }
-    if !blocks.adds_up() {
-        println!("LOST: the blocks do not add up");
+    for lost in &verified.miscounted {
+        println!("MISCOUNTED: {lost}");
     }
-    verified.damages.is_empty() && blocks.adds_up()
+    Ok(verified.is_clean())
 }
 
 /// Prints what a walk through a container found. Whether it is sound.
 fn pointers(name: &str, report: &CheckReport, leaks: bool) -> bool {
     println!(
-        "container {name:?}: {} objects, {} pointers, {} live, {} free, {} lost",
-        report.objects,
+        "container {name:?}: {} allocations, {} pointers, {} live, {} free, {} lost",
+        report.live_allocations,
         report.pointers,
         bytes(report.live_bytes),
         bytes(report.free_bytes),
         bytes(report.lost_bytes)
     );
+    if report.leaked_allocations > 0 {
+        println!(
+            "  {} allocations ({}) that no pointer reaches",
+            report.leaked_allocations,
+            bytes(report.leaked_bytes)
+        );
+    }
     if leaks {
         for leak in &report.leaks {
-            println!("  unreachable: {leak}");
+            println!("  {leak}");
         }
     }
     if let Some(bad) = &report.first_bad {
         println!("  BROKEN: {bad}");
     }
-    report.first_bad.is_none()
+    report.is_clean()
 }

@@ -205,9 +205,7 @@ impl Opened {
     pub(crate) fn root_error(&self, source: RootError) -> ContainerError {
         let name = self.name().to_owned();
         match source {
-            RootError::OtherType(both) => {
-                ContainerError::OtherType { name, source: Box::new(both) }
-            }
+            RootError::OtherType(both) => ContainerError::OtherType { name, source: both },
             source => ContainerError::Root { name, source },
         }
     }

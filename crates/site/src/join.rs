@@ -212,11 +212,11 @@ impl Opened {
         }
         // SAFETY: the gate is held exclusively until `_entry` is dropped, also when the call unwinds.
         unsafe { self.arena.init_root::<R, E>(init) }.map_err(|e| match e {
-            InitRootError::Init(error) => error,
+            InitRootError::Closure(error) => error,
             InitRootError::Alloc(source) => {
                 ContainerError::Init { name: self.name().to_owned(), source }.into()
             }
-            InitRootError::Root(source) => self.root_error(source).into(),
+            InitRootError::HasRoot => unreachable!("looked for under the same gate"),
         })
     }
 

@@ -21,4 +21,4 @@ pub use options::{ContainerOptions, OpenOptions};
 pub use site::{Site, Stable};
 pub use stat::{ContainerStat, Counters, SiteStat};
 pub use stead_heap::Report as CheckReport;
-pub use stead_memory::{Finding, Support};
+pub use stead_memory::{Allowed, Finding, Support};

@@ -12,7 +12,7 @@ use stead_heap::{Arena, Report, Root, Tx};
 use stead_memory::{Gate, Mode, Reason, Reservation, Space};
 use stead_model::windows::{WindowAllocator, WindowRun};
 use stead_model::{ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo};
-use stead_store::{CreateOptions, OpenReport, Store, Stored, Verified, VerifyProgress};
+use stead_store::{CreateOptions, OpenReport, ReadError, Store, Stored, Verified, VerifyProgress};
 
 use crate::container::{Changes, Opened, Place};
 use crate::directory::{Directory, Entry};
@@ -63,7 +63,7 @@ impl Site {
         let base_window = store.header().base_window;
         let dir = dir.to_owned();
         let shared = Arc::new(Shared::new(dir.clone(), store, space, options.clone()));
-        let mut threads = Threads { shared: &shared, handles: Vec::new() };
+        let mut threads = Threads { shared: Arc::clone(&shared), handles: Vec::new() };
         threads.start("stead-faults", faults::serve)?;
         let in_directory =
             |why: ContainerError| OpenError::Directory { dir: dir.clone(), why: Box::new(why) };
@@ -167,7 +167,13 @@ impl Site {
     }
 
     /// Reads the whole store, and accounts for every block (B9, B12).
-    pub fn verify_store(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Verified {
+    ///
+    /// # Errors
+    /// If the disk cannot be read. Damage is no error: it is what this looks for.
+    pub fn verify_store(
+        &self,
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<Verified, ReadError> {
         self.shared.store.verify(progress)
     }
 
@@ -327,14 +333,14 @@ impl Drop for Site {
 }
 
 /// The threads of a site that is being opened; stopped again if opening fails.
-struct Threads<'a> {
-    shared: &'a Arc<Shared>,
+struct Threads {
+    shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
 }
 
-impl Threads<'_> {
+impl Threads {
     fn start(&mut self, name: &str, run: fn(&Shared)) -> Result<(), OpenError> {
-        let shared = Arc::clone(self.shared);
+        let shared = Arc::clone(&self.shared);
         let handle = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || run(&shared))
@@ -344,10 +350,10 @@ impl Threads<'_> {
     }
 }
 
-impl Drop for Threads<'_> {
+impl Drop for Threads {
     fn drop(&mut self) {
         if !self.handles.is_empty() {
-            stop(self.shared, std::mem::take(&mut self.handles));
+            stop(&self.shared, std::mem::take(&mut self.handles));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use stead_heap::{Exclusive, Read, Root, Write};
+use stead_model::Address;
 use stead_site::{SectionError, Site, Typed};
 
 use crate::error::Error;
@@ -43,8 +44,8 @@ impl<R> Container<R> {
 
     /// Its first address (D1).
     #[must_use]
-    pub fn address(&self) -> usize {
-        self.inner.opened().base().0
+    pub fn address(&self) -> Address {
+        self.inner.opened().base()
     }
 }
 

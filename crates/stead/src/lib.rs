@@ -52,6 +52,11 @@
 //! not be said before it is kept can wait in [`Store::after_stable`].
 #![forbid(unsafe_code)]
 
+/// The programs of the README, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
+
 extern crate self as stead;
 
 mod container;
@@ -67,6 +72,7 @@ pub use stead_heap::{
     AllocError, Box, Cluster, Counter, Exclusive, HashMap, LockError, Mutex, MutexGuard, Persist,
     Ptr, Read, ReadGuard, Root, RwLock, Slot, StableHash, Text, Tx, Vec, Write, WriteGuard,
 };
+pub use stead_model::Address;
 pub use stead_site::{CheckReport, Finding, Support};
 pub use stead_site::{
     ContainerError, ContainerOptions, ContainerStat, Counters, OpenError, OpenOptions,
@@ -75,3 +81,5 @@ pub use stead_site::{
 
 #[doc(hidden)]
 pub use stead_heap::__private;
+#[doc(hidden)]
+pub use stead_site::Allowed as __Allowed;

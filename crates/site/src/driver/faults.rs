@@ -52,8 +52,7 @@ impl Server<'_> {
         self.shared.table.count_touch(&served);
         let done = match fault.kind {
             FaultKind::Protected => {
-                served.cluster.wake(PageRange::new(fault.page.0, fault.page.0 + 1));
-                Ok(())
+                served.cluster.wake(PageRange::new(fault.page.0, fault.page.0 + 1)).map(drop)
             }
             _ if served.cluster.is_resident(fault.page) => {
                 served.cluster.resume(fault.page).map(drop)
@@ -77,8 +76,8 @@ impl Server<'_> {
             .fault(fault.container, fault.page, bounds, |page| !cluster.is_resident(page));
         self.read(served, range);
         installs(fault.page, fault.write, &self.found, &mut self.installs);
-        for install in &self.installs {
-            let Install { range: run, held, protect, asked } = *install;
+        for i in 0..self.installs.len() {
+            let Install { range: run, held, protect, asked } = self.installs[i];
             let reason = match (asked, protect) {
                 (true, true) => Reason::ReadFault(fault.page),
                 (true, false) => Reason::WriteFault(fault.page),

@@ -288,7 +288,7 @@ fn copy_range(
         let first = PageId { container: container.id(), page: PageNo(at) };
         batch.try_push_run(first, end - at, |page, into| {
             debug_assert_eq!(into.len() % PAGE_SIZE, 0);
-            cluster.read_frames(PageNo(page), into)
+            cluster.read_frames(page, into)
         })?;
         page_count += end - at;
         at = end;
