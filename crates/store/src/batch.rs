@@ -160,8 +160,10 @@ impl Batch {
     pub fn drop_container(&mut self, container: ContainerId) {
         assert!(container <= ContainerId::MAX, "container {container} cannot be stored");
         self.dropped.insert(container);
-        let gone: Vec<PageId> =
+        let mut gone: Vec<PageId> =
             self.index.keys().copied().filter(|id| id.container == container).collect();
+        // So that the same calls always make the same batch.
+        gone.sort_unstable();
         for id in gone {
             if let Some(Content::Slot(slot)) = self.index.remove(&id) {
                 self.leave_slot(slot);

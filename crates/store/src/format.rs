@@ -496,6 +496,18 @@ impl Chunk {
         (usize::from(get_u16(block, 60)) == chunk.payload_blocks()).then_some((chunk, checksum))
     }
 
+    /// Whether the block was, before something happened to it, or was to become, chunk `serial` of `epoch`: as
+    /// far as one can tell when one part of it is wrong.
+    pub(crate) fn resembles(block: &[u8], store_id: u128, epoch: u64, serial: u64) -> bool {
+        let signs = [
+            get_u64(block, 0) == CHUNK_MAGIC,
+            get_u128(block, 8) == store_id,
+            get_u64(block, 24) == epoch,
+            get_u64(block, 32) == serial,
+        ];
+        signs.into_iter().filter(|&sign| sign).count() >= 3
+    }
+
     pub(crate) fn payload_blocks(&self) -> usize {
         self.entries.iter().filter(|(entry, _)| entry.has_payload()).count()
     }

@@ -48,7 +48,9 @@ pub struct OpenReport {
     pub bytes_read: u64,
     /// Whether one root could not be used: a crash while it was written, or damage. Nothing is lost by it.
     pub fell_back: bool,
-    /// A stabilisation that was begun and not finished. It was never acknowledged.
+    /// A stabilisation that seems to have been begun and not finished. It was never acknowledged, unless what
+    /// is missing of it was not cut off by a crash but damaged later: at the very end of the log one looks like
+    /// the other.
     pub unfinished: Option<u64>,
 }
 
@@ -353,7 +355,7 @@ impl<'a> Replay<'a> {
                 self.report.unfinished = Some(record.behind.sequence);
                 cursor.sequence -= 1;
             }
-        } else if !open.is_empty() {
+        } else if !open.is_empty() || self.resembles_next(&cursor)? {
             self.report.unfinished = Some(cursor.sequence + 1);
         }
         let under_way = cursor.sequence + 1;
@@ -391,6 +393,16 @@ impl<'a> Replay<'a> {
             && chunk.blocks() <= self.layout.room(cursor.place)
             && self.space.has(chunk.next_segment);
         Ok(is_next.then_some((chunk, checksum)))
+    }
+
+    /// Whether what lies at the cursor seems to have been meant as the chain's next chunk.
+    fn resembles_next(&mut self, cursor: &LogPosition) -> Result<bool, ReadError> {
+        if !self.space.has(cursor.place) {
+            return Ok(false);
+        }
+        let end = cursor.place.plus(self.layout.room(cursor.place));
+        let block = self.window.block(self.disk, cursor.place, end)?;
+        Ok(Chunk::resembles(block, self.store_id, cursor.epoch, cursor.serial))
     }
 
     fn is_in_chain(&self, chunk: &Chunk) -> bool {
@@ -453,6 +465,8 @@ impl<'a> Replay<'a> {
                     if chunk.sequence >= durable_since {
                         return Ok(Some((place, chunk)));
                     }
+                    // Of the one under way, some chunks have come through.
+                    self.report.unfinished = Some(under_way);
                     left = LOOK_ONWARD;
                     (place, next_segment) =
                         self.layout.behind(place, chunk.blocks(), chunk.next_segment);

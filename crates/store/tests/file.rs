@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
+use stead_store::sim::CrashMedium;
 use stead_store::{CreateOptions, Store, Stored};
 
 fn id(container: u32, page: u64) -> PageId {
@@ -210,9 +212,9 @@ fn pages_far_apart_are_found_again() {
 /// Random updates of the same pages, for many times the size of the data.
 #[test]
 fn the_file_stays_bounded_under_updates() {
-    let dir = tempfile::tempdir().unwrap();
+    let medium = Arc::new(CrashMedium::new(1));
     let options = CreateOptions { segment_blocks: Some(64), ..CreateOptions::default() };
-    let store = Store::create(dir.path(), &options).unwrap();
+    let store = Store::create_on(medium.clone(), &options).unwrap();
     let mut batch = store.batch();
     let mut want = BTreeMap::new();
     let pages = 6000;
@@ -249,5 +251,5 @@ fn the_file_stays_bounded_under_updates() {
     // Twice the images, their map and headers, what recovery may have to replay, and some segments.
     assert!(largest < live * 5 / 2 + 32 * 64 * 4096, "{largest} bytes for {live}");
     drop(store);
-    check(&open(dir.path()), &want);
+    check(&Store::open_on(medium).unwrap().0, &want);
 }

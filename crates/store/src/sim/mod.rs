@@ -1,5 +1,5 @@
 //! A medium that is as cruel as a disk may be, and the same each time for the same seed. Read
-//! [`CrashMedium`] first.
+//! [`CrashMedium`] first; [`torture`] puts a whole store on it.
 //!
 //! It keeps what is durable apart from what has been written since the last flush, in sectors of 512 bytes.
 //! At a crash any of the unflushed sectors may be there, whole or not at all, in any combination, and the
@@ -10,6 +10,8 @@ use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::medium::Medium;
+
+pub mod torture;
 
 /// Bytes that a disk writes whole or not at all.
 pub const SECTOR: usize = 512;

@@ -1,0 +1,100 @@
+//! Crash truth: thousands of crash points, new ones each time. A failure prints a seed; `STEAD_SEED=n` runs that
+//! one alone, `STEAD_CRASH_POINTS=n` more or fewer.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+use stead_store::planted::{self, Bug};
+use stead_store::sim::torture::{Lived, life};
+
+const CRASHES_PER_LIFE: u64 = 8;
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {value:?}")))
+}
+
+#[test]
+fn every_crash_leaves_the_last_state_or_the_one_under_way() {
+    if let Some(seed) = number("STEAD_SEED") {
+        eprintln!(
+            "{:?}",
+            life(seed, CRASHES_PER_LIFE).unwrap_or_else(|why| panic!("seed {seed}: {why}"))
+        );
+        return;
+    }
+    let points = number("STEAD_CRASH_POINTS").unwrap_or(4000);
+    let first = RandomState::new().hash_one(0) >> 16;
+    eprintln!("seeds from {first} on");
+    let mut all = Lived::default();
+    for i in 0..points.div_ceil(CRASHES_PER_LIFE) {
+        let seed = first + i;
+        match life(seed, CRASHES_PER_LIFE) {
+            Ok(lived) => all.add(lived),
+            Err(why) => panic!("{why}; again with STEAD_SEED={seed}"),
+        }
+    }
+    eprintln!("{all:?}");
+    // The torture has reached what it is for.
+    assert!(all.crashes >= points && all.crashes_in_recovery > points / 20);
+    assert!(all.committed > all.crashes && all.failed > 0);
+    assert!(all.under_way > 0 && all.fell_back > 0 && all.rot_noticed > 0);
+}
+
+/// How many lives it takes until the checker finds a planted bug.
+fn lives_until_caught(bug: Bug) -> u64 {
+    let first = RandomState::new().hash_one(0) >> 16;
+    planted::set(Some(bug));
+    let caught = (0..3000).find_map(|i| {
+        let ended = std::panic::catch_unwind(|| life(first + i, CRASHES_PER_LIFE));
+        match ended {
+            Ok(Ok(_)) => None,
+            Ok(Err(why)) => Some((i + 1, why)),
+            Err(_) => Some((i + 1, "an assertion of the store's own".to_string())),
+        }
+    });
+    planted::set(None);
+    let (lives, why) = caught.unwrap_or_else(|| panic!("{bug:?} is not found, seeds from {first}"));
+    eprintln!("{bug:?}: found in life {lives}: {why}");
+    lives
+}
+
+#[test]
+fn a_root_without_a_flush_before_it_is_found() {
+    lives_until_caught(Bug::NoFlushBeforeRoot);
+}
+
+#[test]
+fn a_last_record_believed_unchecked_is_found() {
+    lives_until_caught(Bug::ChecksumSkipped);
+}
+
+#[test]
+fn segments_used_again_too_early_are_found() {
+    lives_until_caught(Bug::EarlyReuse);
+}
+
+#[test]
+fn a_commit_before_its_body_is_found() {
+    lives_until_caught(Bug::CommitBeforeBody);
+}
+
+#[test]
+fn a_swallowed_error_is_found() {
+    lives_until_caught(Bug::SwallowedEio);
+}
+
+#[test]
+fn a_flush_tried_again_is_found() {
+    lives_until_caught(Bug::RetriedFlush);
+}
+
+#[test]
+fn an_epoch_behind_one_root_is_found() {
+    lives_until_caught(Bug::OneRoot);
+}
+
+#[test]
+fn a_log_cut_at_its_first_bad_chunk_is_found() {
+    lives_until_caught(Bug::BlindTail);
+}
