@@ -19,7 +19,9 @@ fn main() {
         faults(around);
     }
     protection();
-    scans();
+    scans(1);
+    scans(2);
+    scans(64);
 }
 
 fn median(mut samples: Vec<f64>) -> f64 {
@@ -202,11 +204,12 @@ fn protection() {
     }
 }
 
-fn scans() {
+/// One page of `step` is in memory.
+fn scans(step: u64) {
     const PAGES: u64 = 1 << 18;
     let ground = ground();
-    let chunk = 4096;
-    for start in (0..PAGES).step_by(chunk) {
+    let chunk = if step == 1 { 4096 } else { 1 };
+    for start in (0..PAGES).step_by(chunk.max(step as usize)) {
         let range = PageRange::new(start, start + chunk as u64);
         ground.cluster.install_zero(range, Reason::Ahead).unwrap();
     }
@@ -218,7 +221,7 @@ fn scans() {
         for _ in 0..9 {
             for _ in 0..written {
                 rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                store(ground.address((rng >> 33) % PAGES), rng);
+                store(ground.address((rng >> 33) % PAGES / step * step), rng);
             }
             for (scan, samples) in [(Scan::Look, &mut looks), (Scan::Protect, &mut samples)] {
                 dirty.clear();
@@ -228,7 +231,7 @@ fn scans() {
             }
         }
         println!(
-            "scan of 1 GiB, {written} pages written: look {:.0} us, protect {:.0} us ({} runs)",
+            "scan of 1 GiB, one page of {step} in memory, {written} pages written: look {:.0} us, protect {:.0} us ({} runs)",
             median(looks),
             median(samples),
             dirty.len()

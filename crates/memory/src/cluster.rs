@@ -9,6 +9,7 @@
 //! faults can always take it.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
@@ -34,6 +35,8 @@ pub struct Cluster<S: Sys = Linux> {
     key: ClusterKey,
     mode: Mode,
     pages: Mutex<Pages>,
+    /// Threads that want the lock for something short: those that serve a fault, above all.
+    hurried: AtomicU32,
 }
 
 /// What is known of the pages, all of it guarded by the cluster's lock.
@@ -46,8 +49,8 @@ struct Pages {
     /// Pages that were written otherwise than through the mapping, or could not be made stable.
     marked: BTreeSet<u64>,
     /// A scan failed half-way: what it protected is no longer known to be written, so every page counts
-    /// as written until a whole scan has protected them all.
-    distrusted: bool,
+    /// as written until a whole scan has protected them all. Counts such failures.
+    distrusted: u64,
     runs: Vec<WrittenRun>,
 }
 
@@ -145,7 +148,14 @@ impl<S: Sys> Cluster<S> {
             errno,
             advice: "raise the limit of open files (ulimit -n)",
         })?;
-        let cluster = Cluster { held, frames, key, mode, pages: Mutex::new(Pages::new()) };
+        let cluster = Cluster {
+            held,
+            frames,
+            key,
+            mode,
+            pages: Mutex::new(Pages::new()),
+            hurried: AtomicU32::new(0),
+        };
         cluster.add_windows(windows)?;
         add(&cluster.counters().clusters_mapped, 1);
         Ok(cluster)
@@ -523,9 +533,9 @@ impl<S: Sys> Cluster<S> {
         scan: Scan,
         out: &mut Vec<PageRange>,
     ) -> Result<(), ScanError> {
-        let mut pages = self.lock();
+        let pages = self.lock();
         let pieces: Vec<Piece> = pages.pieces(within).collect();
-        self.scan_pieces(&mut pages, &pieces, scan, out)
+        self.scan_pieces(pages, &pieces, scan, out).map(drop)
     }
 
     /// As [`Cluster::scan_dirty`] for the whole cluster.
@@ -533,11 +543,12 @@ impl<S: Sys> Cluster<S> {
     /// # Errors
     /// As for [`Cluster::scan_dirty`].
     pub fn scan_all(&self, scan: Scan, out: &mut Vec<PageRange>) -> Result<(), ScanError> {
-        let mut pages = self.lock();
+        let pages = self.lock();
         let pieces = pages.all_pieces();
-        self.scan_pieces(&mut pages, &pieces, scan, out)?;
-        if scan == Scan::Protect {
-            pages.distrusted = false;
+        let distrusted = pages.distrusted;
+        let mut pages = self.scan_pieces(pages, &pieces, scan, out)?;
+        if scan == Scan::Protect && pages.distrusted == distrusted {
+            pages.distrusted = 0;
         }
         Ok(())
     }
@@ -550,9 +561,12 @@ impl<S: Sys> Cluster<S> {
         reason: Reason,
         mut fill: impl FnMut(Piece, u64, u64) -> Result<(), (u64, Errno)>,
     ) -> Result<Installed, FrameError> {
+        /// Takes about a millisecond.
+        const PAGES_AT_ONCE: u64 = 1024;
         let mut pages = self.lock();
         let mut new_count = 0;
         let mut old_count = 0;
+        let mut left = PAGES_AT_ONCE;
         // No allocation: this runs while a program waits for its page.
         let mut at = range.start;
         while at < range.end {
@@ -566,7 +580,8 @@ impl<S: Sys> Cluster<S> {
                     page += 1;
                     continue;
                 }
-                let end = resident.next(page, piece.end).unwrap_or(piece.end);
+                let end = piece.end.min(page + left);
+                let end = resident.next(page, end).unwrap_or(end);
                 let filled = fill(piece, page, end);
                 let filled_end = filled.map_or_else(|(page, _)| page, |()| end);
                 resident.insert(page, filled_end);
@@ -578,7 +593,12 @@ impl<S: Sys> Cluster<S> {
                 self.map_new(piece, page, filled_end, reason)?;
                 filled.map_err(|(page, errno)| self.refused("filling", piece, page, errno))?;
                 new_count += end - page;
+                left -= end - page;
                 page = end;
+                if left == 0 {
+                    pages = self.lock_again(pages);
+                    left = PAGES_AT_ONCE;
+                }
             }
             at = piece.window_page + piece.end;
         }
@@ -687,26 +707,33 @@ impl<S: Sys> Cluster<S> {
         Ok(())
     }
 
-    fn scan_pieces(
-        &self,
-        pages: &mut Pages,
+    /// Scans pieces one after the other, and gives the lock away now and then.
+    fn scan_pieces<'a>(
+        &'a self,
+        mut pages: MutexGuard<'a, Pages>,
         pieces: &[Piece],
         scan: Scan,
         out: &mut Vec<PageRange>,
-    ) -> Result<(), ScanError> {
+    ) -> Result<MutexGuard<'a, Pages>, ScanError> {
         let counters = self.counters();
         add(&counters.scans, 1);
         let before = out.len();
         for piece in pieces {
-            if let Err(errno) = self.scan_piece(pages, *piece, scan, out) {
-                pages.distrusted = true;
-                out.truncate(before);
-                return Err(ScanError { container: self.held.container, errno });
+            let mut rest = *piece;
+            while rest.start < rest.end {
+                match self.scan_some(&mut pages, rest, scan, out) {
+                    Ok(end) => rest.start = end,
+                    Err(errno) => {
+                        pages.distrusted += 1;
+                        out.truncate(before);
+                        return Err(ScanError { container: self.held.container, errno });
+                    }
+                }
+                if rest.start < rest.end {
+                    pages = self.lock_again(pages);
+                }
             }
-            if pages.distrusted {
-                self.present_in(*piece, out)
-                    .map_err(|errno| ScanError { container: self.held.container, errno })?;
-            }
+            // What others mark meanwhile stays marked, or is reported here: either will do.
             let first = piece.window_page + piece.start;
             let end = piece.window_page + piece.end;
             out.extend(pages.marked.range(first..end).map(|p| PageRange::new(*p, p + 1)));
@@ -716,7 +743,7 @@ impl<S: Sys> Cluster<S> {
         }
         join(out, before);
         add(&counters.pages_found_written, out[before..].iter().map(|r| r.page_count()).sum());
-        Ok(())
+        Ok(pages)
     }
 
     /// Appends what the system says is in memory, in either mode.
@@ -732,20 +759,28 @@ impl<S: Sys> Cluster<S> {
         Ok(())
     }
 
-    /// Scans what of one piece is in memory.
-    fn scan_piece(
+    /// Scans what is in memory of one piece, from its start up to the page returned.
+    fn scan_some(
         &self,
         pages: &mut Pages,
         piece: Piece,
         scan: Scan,
         out: &mut Vec<PageRange>,
-    ) -> Result<(), Errno> {
-        let Pages { resident, runs, .. } = pages;
+    ) -> Result<u64, Errno> {
+        /// Takes about a tenth of a millisecond.
+        const PAGES_AT_ONCE: u64 = 1 << 16;
+        let Pages { resident, runs, distrusted, .. } = pages;
         let resident = &resident[piece.slot];
+        if *distrusted > 0 {
+            self.present_in(piece, out)?;
+        }
         let mut from = piece.start;
         match self.mode {
             Mode::Faulted => {
+                // A distrusted piece was reported whole, and so is scanned whole.
+                let mut left = if *distrusted > 0 { PAGES_PER_WINDOW } else { PAGES_AT_ONCE };
                 while let Some((start, end)) = resident.next_populated(from, piece.end) {
+                    let end = end.min(start + left);
                     self.scan_stretch(piece, (start, end), scan, runs, |start, end| {
                         // Holes are reported too.
                         let mut at = start;
@@ -755,6 +790,10 @@ impl<S: Sys> Cluster<S> {
                         }
                     })?;
                     from = end;
+                    left -= end - start;
+                    if left == 0 {
+                        return Ok(from);
+                    }
                 }
             }
             // The kernel adds pages by itself, so it alone knows which there are.
@@ -769,7 +808,7 @@ impl<S: Sys> Cluster<S> {
                 }
             }
         }
-        Ok(())
+        Ok(piece.end)
     }
 
     /// Scans pages of a piece and reports the runs found, as pages within the window.
@@ -819,7 +858,23 @@ impl<S: Sys> Cluster<S> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Pages> {
+        self.hurried.fetch_add(1, Ordering::Relaxed);
         // A panic under the lock is an assertion about arguments, made before anything changes.
+        let pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        self.hurried.fetch_sub(1, Ordering::Relaxed);
+        pages
+    }
+
+    /// Gives the lock to those who are in a hurry and takes it again, in the middle of something long.
+    /// A lock that is free goes to whoever comes first, which would be this thread again and again.
+    fn lock_again<'a>(&'a self, held: MutexGuard<'a, Pages>) -> MutexGuard<'a, Pages> {
+        const YIELDS_MAX: u32 = 1000;
+        drop(held);
+        let mut yields = 0;
+        while yields < YIELDS_MAX && self.hurried.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+            yields += 1;
+        }
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -866,7 +921,7 @@ impl Pages {
             windows: Vec::new(),
             resident: Vec::new(),
             marked: BTreeSet::new(),
-            distrusted: false,
+            distrusted: 0,
             runs: vec![WrittenRun::default(); RUNS_PER_SCAN],
         }
     }

@@ -233,3 +233,13 @@ fn nothing_is_torn_and_nobody_waits_for_ever() {
 fn nothing_is_torn_where_membarrier_is_refused() {
     stress::run(Gate::fenced, Duration::from_secs(4)).unwrap();
 }
+
+#[test]
+fn entering_and_closing_see_each_other() {
+    for (entering, closing) in stress::RACES {
+        for gate in [Gate::new(ContainerId(1)), Gate::fenced(ContainerId(1))] {
+            let both = stress::race(&gate, entering, closing, Duration::from_millis(300));
+            assert!(!both, "{entering:?} against {closing:?}: both were in");
+        }
+    }
+}

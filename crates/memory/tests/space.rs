@@ -265,3 +265,32 @@ fn somebody_waiting_for_faults_can_be_woken() {
     });
     assert!(batch.woken());
 }
+
+/// Bringing in much at once, and scanning it, lets faults of the same cluster pass in between.
+#[test]
+fn faults_pass_what_takes_long() {
+    const PAGES: u64 = 100_000;
+    let Some(ground) = Ground::served(1, 1, stamp) else { return };
+    let touched = std::thread::scope(|scope| {
+        let cluster = &ground.cluster;
+        let long = scope.spawn(|| {
+            cluster.install_zero(PageRange::new(0, PAGES), Reason::Ahead).unwrap();
+            let mut dirty = Vec::new();
+            for _ in 0..20 {
+                cluster.scan_all(Scan::Protect, &mut dirty).unwrap();
+            }
+            dirty
+        });
+        let mut touched = Vec::new();
+        while !long.is_finished() {
+            let page = 2 * PAGES + touched.len() as u64 * 40;
+            assert_eq!(load(ground.address(page)), stamp_word(page));
+            touched.push(page);
+        }
+        assert_eq!(long.join().unwrap(), []);
+        touched.len() as u64
+    });
+    assert!(touched > 2, "{touched}");
+    assert_eq!(ground.cluster.resident_page_count(), PAGES + touched);
+    assert_eq!(ground.space.counters().pages_zeroed, PAGES);
+}

@@ -103,6 +103,11 @@ impl Model {
         }
     }
 
+    /// A scan may report every page in memory.
+    pub fn doubt_all(&mut self) {
+        self.doubtful.extend(self.memory.keys());
+    }
+
     /// Everything in memory is in the store.
     pub fn assert_all_stable(&self) {
         for (page, word) in &self.memory {

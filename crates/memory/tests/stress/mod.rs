@@ -201,3 +201,93 @@ pub fn run(gate: fn(ContainerId) -> Gate, time: Duration) -> Result<(), Torn> {
         }
     }
 }
+
+/// How a thread goes in and out in [`race`].
+#[derive(Clone, Copy, Debug)]
+pub enum Entering {
+    Write,
+    Read,
+    /// Inside a reading section of another container.
+    NestedRead,
+}
+
+/// How the other keeps it out.
+#[derive(Clone, Copy, Debug)]
+pub enum Closing {
+    Writers,
+    Exclusive,
+}
+
+/// One thread goes in and out as fast as it can while another keeps it out as often as it can: what each
+/// writes first is still on its way when it reads what the other wrote. True if both were in.
+pub fn race(gate: &Gate, entering: Entering, closing: Closing, time: Duration) -> bool {
+    #[repr(align(128))]
+    struct Line<T>(T);
+    let watchdog = Watchdog::start("gate race");
+    let inside = Line(AtomicBool::new(false));
+    // Both write it all the time, so that a processor has to wait for the line, and with it for all
+    // that it writes afterwards, while it reads on.
+    let bone = Line(AtomicU64::new(0));
+    let over = AtomicBool::new(false);
+    let other = Gate::new(ContainerId(99));
+    std::thread::scope(|scope| {
+        let (inside, bone, over, other) = (&inside.0, &bone.0, &over, &other);
+        scope.spawn(move || {
+            while !over.load(Relaxed) {
+                let work = || {
+                    inside.store(true, Relaxed);
+                    inside.store(false, Relaxed);
+                };
+                bone.store(1, Relaxed);
+                match entering {
+                    Entering::Write => {
+                        let _entry = gate.enter_write().unwrap();
+                        work();
+                    }
+                    Entering::Read => {
+                        let _entry = gate.enter_read().unwrap();
+                        work();
+                    }
+                    Entering::NestedRead => {
+                        let _outer = other.enter_read().unwrap();
+                        for _ in 0..50 {
+                            bone.store(3, Relaxed);
+                            let _entry = gate.enter_read().unwrap();
+                            work();
+                        }
+                    }
+                }
+            }
+        });
+        let end = Instant::now() + time;
+        let mut both = false;
+        let look = || (0..200).any(|_| inside.load(Relaxed));
+        while !both && Instant::now() < end {
+            both = match closing {
+                Closing::Writers => {
+                    let _closed = close_writers(&[gate], None).unwrap();
+                    look()
+                }
+                Closing::Exclusive => {
+                    let _alone = gate.enter_exclusive(None).unwrap();
+                    look()
+                }
+            };
+            watchdog.alive();
+            // Let the other in again, for different times.
+            for _ in 0..fastrand::u32(..100) {
+                bone.store(2, Relaxed);
+            }
+        }
+        over.store(true, Relaxed);
+        both
+    })
+}
+
+/// The pairs of [`Entering`] and [`Closing`] that exclude each other.
+pub const RACES: [(Entering, Closing); 4] = [
+    (Entering::Write, Closing::Writers),
+    (Entering::Write, Closing::Exclusive),
+    (Entering::Read, Closing::Exclusive),
+    (Entering::NestedRead, Closing::Exclusive),
+];

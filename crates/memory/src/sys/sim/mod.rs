@@ -41,6 +41,8 @@ struct Machine {
     next_volatile: usize,
     /// Frames that may still be made; `None` for as many as one likes.
     frames_left: Option<u64>,
+    /// Scans that still work before one fails.
+    scans_left: Option<u32>,
     chance: Chance,
 }
 
@@ -117,6 +119,11 @@ impl Sim {
     /// Lets no more than this many further frames be made.
     pub fn limit_frames(&self, frame_count: Option<u64>) {
         self.lock().frames_left = frame_count;
+    }
+
+    /// Lets a scan fail, after this many that work, when it has protected all it should.
+    pub fn fail_scan(&self, scans_before: u32) {
+        self.lock().scans_left = Some(scans_before);
     }
 
     /// Takes a page out of the mapping while its frame stays in memory, as a kernel does that is short
@@ -405,6 +412,14 @@ impl Sys for Sim {
                 }
             }
             page += PAGE_SIZE;
+        }
+        match &mut machine.scans_left {
+            Some(0) => {
+                machine.scans_left = None;
+                return Err(Errno::NOMEM);
+            }
+            Some(left) => *left -= 1,
+            None => {}
         }
         // `walk_end` may name an earlier page than the end of the last run.
         let last = runs[..run_count].last().map_or(at.0, |run| run.end);
