@@ -424,7 +424,10 @@ impl Tree {
                     numbers
                 }
             };
-            numbers.retain(wanted);
+            // Where all are wanted, looking at each would fetch pages for nothing.
+            if index.gone > 0 || !self.part.is_empty() {
+                numbers.retain(wanted);
+            }
             if numbers.last().is_some_and(|last| *last >= index.ordered) {
                 let path = |number: u32| &index.documents[number as usize].path;
                 numbers.sort_by(|a, b| walk::compare(path(*a), path(*b)));

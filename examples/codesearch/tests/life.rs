@@ -6,12 +6,15 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use codesearch::index::Tree;
-use support::{Bench, figure, has_grep, sorted, text};
+use support::{Bench, figure, has_grep, has_stead, sorted, text};
 
 mod support;
 
 #[test]
 fn the_second_run_reads_no_tree() {
+    if !has_stead() {
+        return;
+    }
     let bench = Bench::new();
     bench.file("tree/a", "one\n");
     bench.file("tree/b", "two\n");
@@ -30,6 +33,9 @@ fn the_second_run_reads_no_tree() {
 
 #[test]
 fn refresh_sees_new_changed_and_gone_files() {
+    if !has_stead() {
+        return;
+    }
     let bench = Bench::new();
     for name in ["changed", "gone", "same", "touched", "dir/was_a_file"] {
         bench.file(PathBuf::from("tree").join(name), "one\n");
@@ -70,6 +76,9 @@ fn refresh_sees_new_changed_and_gone_files() {
 /// Many changes: the index is compacted, and answers as one made anew does.
 #[test]
 fn an_index_with_many_dead_documents_is_compacted() {
+    if !has_stead() {
+        return;
+    }
     let bench = Bench::new();
     let name = |number: u32| PathBuf::from(format!("tree/{}/{number}", number % 7));
     let word = |number: u32| format!("word{:03}\ncommon\n", number % 50);
@@ -99,6 +108,9 @@ fn an_index_with_many_dead_documents_is_compacted() {
 
 #[test]
 fn each_tree_has_an_index_of_its_own_under_any_name() {
+    if !has_stead() {
+        return;
+    }
     let bench = Bench::new();
     bench.file("first/a", "one\n");
     bench.file("second/a", "one\n");
@@ -114,10 +126,46 @@ fn each_tree_has_an_index_of_its_own_under_any_name() {
     assert_eq!(figure(&link, "already there", "documents"), 1);
 }
 
+#[test]
+fn a_directory_in_an_indexed_tree_is_searched_with_the_trees_index() {
+    if !has_stead() {
+        return;
+    }
+    let bench = Bench::new();
+    for path in ["tree/a/b/one", "tree/a/b/two", "tree/a/three", "tree/a-b/four", "tree/five"] {
+        bench.file(path, "common\n");
+    }
+    assert_eq!(bench.search(["common", "tree"]).status.code(), Some(0));
+    let part = bench.search(["--stats", "common", "tree/a/"]);
+    assert_eq!(
+        text(&part.stdout),
+        "tree/a/b/one:1:common\ntree/a/b/two:1:common\ntree/a/three:1:common\n"
+    );
+    assert_eq!(figure(&part, "already there", "documents"), 5);
+    let empty_pattern = bench.search(["", "tree/a/b"]);
+    assert_eq!(text(&empty_pattern.stdout), "tree/a/b/one:1:common\ntree/a/b/two:1:common\n");
+
+    // Refreshing a part leaves the rest alone.
+    fs::remove_file(bench.path().join("tree/a/b/one")).unwrap();
+    fs::remove_file(bench.path().join("tree/five")).unwrap();
+    bench.file("tree/a/new", "common\n");
+    let part = bench.search(["--refresh", "--stats", "common", "tree/a"]);
+    assert_eq!(
+        text(&part.stdout),
+        "tree/a/b/two:1:common\ntree/a/new:1:common\ntree/a/three:1:common\n"
+    );
+    assert_eq!(figure(&part, "indexed now", "gone"), 1);
+    assert_eq!(figure(&part, "already there", "documents"), 2);
+
+    // A directory that the tree's index has never seen gets one of its own.
+    bench.file("tree/later/six", "common\n");
+    assert_eq!(text(&bench.search(["common", "tree/later"]).stdout), "tree/later/six:1:common\n");
+}
+
 /// Killed again and again while it indexes, it keeps what was stable, and in the end knows all.
 #[test]
 fn killed_while_indexing_it_goes_on() {
-    if !has_grep() {
+    if !has_stead() || !has_grep() {
         return;
     }
     const LINKS: u64 = 800;

@@ -5,7 +5,7 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 
-use support::{Bench, has_grep, long_lines, nasty_tree, sorted, text};
+use support::{Bench, has_grep, has_stead, long_lines, nasty_tree, sorted, text};
 
 mod support;
 
@@ -90,7 +90,7 @@ fn assert_same(bench: &Bench, pattern: &str, paths: &[PathBuf]) -> usize {
 
 #[test]
 fn over_nasty_files() {
-    if !has_grep() {
+    if !has_stead() || !has_grep() {
         return;
     }
     let bench = Bench::new();
@@ -140,7 +140,7 @@ fn over_nasty_files() {
 
 #[test]
 fn over_real_sources() {
-    if !has_grep() {
+    if !has_stead() || !has_grep() {
         return;
     }
     let Some(crates) = some_crates() else {

@@ -57,6 +57,15 @@ impl Bench {
     }
 }
 
+/// Whether this system has what a store needs; says so if not.
+pub(crate) fn has_stead() -> bool {
+    let missing = stead::Support::probe().missing();
+    if let Some(missing) = &missing {
+        eprintln!("NOT RUN: {missing}");
+    }
+    missing.is_none()
+}
+
 /// Whether there is a GNU grep to compare with; says so if not.
 pub(crate) fn has_grep() -> bool {
     let version = Command::new("grep").arg("--version").output();
