@@ -195,6 +195,7 @@ impl Support {
         findings.push(overcommit());
         findings.push(barrier());
         findings.push(swap());
+        findings.push(huge_pages());
         findings.push(seccomp());
         findings.push(fault_events());
         Support { findings }
@@ -409,6 +410,19 @@ fn swap() -> Finding {
         (State::Ok, "none", "")
     };
     finding("swap", false, "pages of containers stay where they are", judged)
+}
+
+fn huge_pages() -> Finding {
+    let judged = match probe::huge_memory_files() {
+        Some(mode) if mode == "always" || mode == "force" => (
+            State::Limited,
+            format!("{mode}: a page of a container may cost 2 MiB of memory"),
+            "write never or advise to /sys/kernel/mm/transparent_hugepage/shmem_enabled",
+        ),
+        Some(mode) => (State::Ok, mode, ""),
+        None => (State::Ok, "not known".to_owned(), ""),
+    };
+    finding("huge pages for memory files", false, "memory for the pages touched alone", judged)
 }
 
 fn seccomp() -> Finding {

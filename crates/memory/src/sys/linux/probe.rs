@@ -49,6 +49,13 @@ pub(crate) fn swap_exists() -> bool {
     fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1)
 }
 
+/// When the kernel makes huge pages for memory files: the word in brackets of its list.
+pub(crate) fn huge_memory_files() -> Option<String> {
+    let path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    let modes = fs::read_to_string(path).ok()?;
+    Some(modes.split_once('[')?.1.split_once(']')?.0.to_owned())
+}
+
 /// Whether the kernel's own page faults in this thread could be sampled.
 pub(crate) fn fault_events() -> Result<(), Errno> {
     const TYPE_SOFTWARE: u32 = 1;
