@@ -80,11 +80,17 @@ impl Store {
             batch.clear();
             return Ok(self.nothing_to_commit());
         }
-        if writer.epoch != Some(self.disk.failures()) {
-            self.begin_epoch(&mut writer)?;
-        }
         let grown_before = self.state().space.segments();
-        self.make_room(entries.len() as u64)?;
+        loop {
+            if writer.epoch != Some(self.disk.failures()) {
+                self.begin_epoch(&mut writer)?;
+            }
+            self.make_room(entries.len() as u64)?;
+            // Making room may have met a failure of its own, and then a new epoch is due again.
+            if writer.epoch == Some(self.disk.failures()) {
+                break;
+            }
+        }
         let plan = self.plan_with_room(&entries)?;
         let file_grown =
             (self.state().space.segments() - grown_before) as u64 * self.layout().segment_blocks;

@@ -104,6 +104,11 @@ impl Disk {
         Failures(self.failures.load(Ordering::SeqCst))
     }
 
+    /// Has the next stabilisation begin a new epoch, behind two new roots.
+    pub(crate) fn note_failure(&self) {
+        self.failures.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Reads bytes that are not known to be anything.
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
         self.counts.read_bytes.fetch_add(into.len() as u64, Ordering::Relaxed);
@@ -172,7 +177,7 @@ impl Disk {
             flushed = Ok(());
         }
         if let Err(source) = flushed {
-            self.failures.fetch_add(1, Ordering::SeqCst);
+            self.note_failure();
             return Err(CommitError::io("flushing log", source));
         }
         if self.failures() != since {

@@ -171,6 +171,7 @@ impl Store {
     }
 
     fn checkpoint_with(&self, keeper: &mut Keeper, chain: Chain) -> Result<(), CommitError> {
+        let failures = self.disk.failures();
         let (frozen, position, replay_blocks) = {
             let mut state = self.state_mut();
             let frozen = Arc::new(std::mem::take(&mut state.active));
@@ -194,6 +195,9 @@ impl Store {
                 }
                 state.active = layer;
                 keeper.cold.abandon(&mut state.space);
+                if self.disk.failures() != failures {
+                    self.needs_epoch.store(true, Ordering::SeqCst);
+                }
                 Err(error)
             }
         }
@@ -370,7 +374,8 @@ impl Store {
         let mut block = AlignedBuf::zeroed(BLOCK);
         block.as_mut_slice().copy_from_slice(&root.encode(self.header.store_id, keeper.slot));
         let offset = Place(ROOTS[keeper.slot]).offset();
-        self.disk.write(Purpose::Upkeep, offset, &[IoSlice::new(block.as_slice())])?;
+        let written = self.disk.write(Purpose::Upkeep, offset, &[IoSlice::new(block.as_slice())]);
+        written.inspect_err(|_| self.disk.note_failure())?;
         // Until this has succeeded the slot may hold anything: the other one is not touched before.
         self.disk.sync(Purpose::Upkeep, since)?;
         keeper.slot = 1 - keeper.slot;

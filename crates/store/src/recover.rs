@@ -355,10 +355,11 @@ impl<'a> Replay<'a> {
                 self.report.unfinished = Some(record.behind.sequence);
                 cursor.sequence -= 1;
             }
-        } else if !open.is_empty() || self.resembles_next(&cursor)? {
-            self.report.unfinished = Some(cursor.sequence + 1);
         }
         let under_way = cursor.sequence + 1;
+        if !open.is_empty() || self.resembles_next(&cursor)? {
+            self.report.unfinished = Some(under_way);
+        }
         if !planted::is(Bug::BlindTail)
             && let Some((at, chunk)) = self.look_onward(&cursor, under_way)?
         {
