@@ -113,7 +113,7 @@ fn check_store(store: &Store, acknowledged: &[u64]) -> Result<std::vec::Vec<u64>
         assert!(r >= acknowledged[thread], "lane {thread}: {r} left of {acknowledged:?}");
     }
     for name in store.names() {
-        let report = store.site().verify_container(&store.site().existing(&name)?)?;
+        let report = store.site().verify_container(&*store.site().existing(&name)?)?;
         assert!(report.first_bad.is_none(), "{name}: {report}");
         assert_eq!(report.lost_bytes, 0, "{name}: {report}");
         assert!(report.leaks.is_empty(), "{name}: {report}");

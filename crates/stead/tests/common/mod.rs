@@ -42,7 +42,8 @@ pub(crate) fn part() -> Option<String> {
     std::env::var("STEAD_CHILD").ok()
 }
 
-/// Starts a child, lets it run for `time`, kills it, and returns the lines it wrote that begin with `>`.
+/// Starts a child, lets it run for `time`, kills it, and returns what it said: lines that end with a full
+/// stop, from a `>` on (before it stands what the test harness says).
 pub(crate) fn run_and_kill(mut command: Command, time: Duration) -> Vec<String> {
     let mut child: Child = command.stdout(Stdio::piped()).spawn().expect("a child can be started");
     let stdout = child.stdout.take().expect("stdout is piped");
@@ -50,7 +51,8 @@ pub(crate) fn run_and_kill(mut command: Command, time: Duration) -> Vec<String> 
         BufReader::new(stdout)
             .lines()
             .map_while(Result::ok)
-            .filter(|line| line.starts_with('>') && line.ends_with('.'))
+            .filter(|line| line.ends_with('.'))
+            .filter_map(|line| line.find('>').map(|at| line[at..].to_owned()))
             .collect()
     });
     std::thread::sleep(time);
