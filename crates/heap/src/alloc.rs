@@ -19,8 +19,8 @@ use crate::layout::{
     UNASSIGNED, WINDOW_PAGES, descriptor, descriptor_address, header, kind, page_in_window,
     window_base,
 };
-use crate::registry::Registry;
-use crate::types::{Persist, TypeDescription, TypeRef};
+use crate::registry::{Fresh, Registry};
+use crate::types::{Persist, TypeRef};
 
 /// What is asked for: known when compiling, but for the number of bytes.
 #[derive(Clone, Copy)]
@@ -206,7 +206,7 @@ impl Shared {
     /// The number of a type, which is described in the container first if it is not yet.
     pub(crate) fn type_number(&self, ty: TypeRef) -> Result<u32, AllocError> {
         let mut registry = locked(&self.registry);
-        if let Some(number) = registry.checked(ty.id) {
+        if let Some(number) = registry.checked(ty) {
             return Ok(number);
         }
         let fresh =
@@ -214,20 +214,24 @@ impl Shared {
         if !fresh.is_empty() {
             self.append_types(&mut registry, fresh)?;
         }
-        Ok(registry.checked(ty.id).expect("compared and adopted"))
+        if registry.checked(ty).is_none() {
+            // Two types of this program with one name and one layout: the second is now found too.
+            registry.compare(ty).map_err(|e| AllocError::OtherType(Box::new(e)))?;
+        }
+        Ok(registry.checked(ty).expect("compared and adopted"))
     }
 
     /// Appends descriptions to the type table. Not undone with the section: a description does no harm.
     fn append_types(
         &self,
         registry: &mut Registry,
-        fresh: Vec<TypeDescription>,
+        fresh: Vec<Fresh>,
     ) -> Result<(), AllocError> {
         // SAFETY: window 0 is always mapped.
         let header = unsafe { header(self.base) };
         let mut records = Vec::new();
-        for description in &fresh {
-            records.extend(Registry::record(description));
+        for f in &fresh {
+            records.extend(Registry::record(&f.description));
         }
         let old_address = header.types_address.load(Relaxed) as usize;
         let old_bytes = header.types_bytes.load(Relaxed) as usize;
@@ -261,8 +265,8 @@ impl Shared {
         if address != old_address && old_address != 0 {
             self.free_pages(&mut pages, old_address);
         }
-        for description in fresh {
-            registry.adopt(description);
+        for f in fresh {
+            registry.adopt(f);
         }
         Ok(())
     }
@@ -747,7 +751,8 @@ pub(crate) struct ThreadCache {
 
 #[derive(Clone, Copy)]
 struct CurrentPage {
-    type_id: u64,
+    /// Of the type, see [`TypeRef::key`].
+    type_key: u64,
     /// `cluster << 32 | capacity_log2 << 24 | kind << 16 | bytes`.
     sort: u64,
     /// 0 for no page.
@@ -766,7 +771,7 @@ impl ThreadCache {
         if let Some(cache) = caches.iter_mut().find(|c| c.serial == shared.serial) {
             return &raw mut **cache;
         }
-        let none = CurrentPage { type_id: 0, sort: 0, address: 0, slot_count: 0, word: 0 };
+        let none = CurrentPage { type_key: 0, sort: 0, address: 0, slot_count: 0, word: 0 };
         caches.push(Box::new(ThreadCache {
             shared: Arc::downgrade(shared),
             serial: shared.serial,
@@ -799,9 +804,10 @@ impl ThreadCache {
             | u64::from(r.capacity_log2) << 24
             | u64::from(r.kind) << 16
             | r.bytes as u64;
-        let index = (r.ty.id ^ sort).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
+        let type_key = r.ty.key();
+        let index = (type_key ^ sort).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
         let current = &mut self.pages[index as usize];
-        if current.address == 0 || current.type_id != r.ty.id || current.sort != sort {
+        if current.address == 0 || current.type_key != type_key || current.sort != sort {
             Self::turn_page(current, shared, cluster, r, sort)?;
         }
         loop {
@@ -829,7 +835,7 @@ impl ThreadCache {
         }
         let address = shared.page_with_room(cluster, r)?;
         *current = CurrentPage {
-            type_id: r.ty.id,
+            type_key: r.ty.key(),
             sort,
             address,
             slot_count: (PAGE_SIZE / r.bytes) as u32,

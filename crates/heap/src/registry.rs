@@ -7,12 +7,18 @@ use std::collections::HashMap;
 use crate::error::OtherType;
 use crate::types::{Describer, TypeDescription, TypeRef};
 
+/// A type that the container does not know yet.
+pub(crate) struct Fresh {
+    key: u64,
+    pub(crate) description: TypeDescription,
+}
+
 /// All types of a container.
 #[derive(Default)]
 pub(crate) struct Registry {
     types: Vec<TypeDescription>,
     numbers: HashMap<u64, u32>,
-    /// Types of this program that are known to be as the container has them.
+    /// Types of this program that are known to be as the container has them, by [`TypeRef::key`].
     checked: HashMap<u64, u32>,
 }
 
@@ -54,20 +60,20 @@ impl Registry {
     }
 
     /// The number of a type that was checked before.
-    pub(crate) fn checked(&self, id: u64) -> Option<u32> {
-        self.checked.get(&id).copied()
+    pub(crate) fn checked(&self, ty: TypeRef) -> Option<u32> {
+        self.checked.get(&ty.key()).copied()
     }
 
     /// Compares `ty` and all types reachable from it with those of the container.
     ///
-    /// Returns those that the container does not know yet, in an order fit for [`Registry::adopt`].
-    pub(crate) fn compare(&mut self, ty: TypeRef) -> Result<Vec<TypeDescription>, OtherType> {
+    /// Returns those that the container does not know yet, for [`Registry::adopt`].
+    pub(crate) fn compare(&mut self, ty: TypeRef) -> Result<Vec<Fresh>, OtherType> {
         let mut queue = vec![ty];
-        let mut fresh: Vec<TypeDescription> = Vec::new();
+        let mut fresh: Vec<Fresh> = Vec::new();
         let mut seen = std::collections::HashSet::new();
         let mut same = Vec::new();
         while let Some(ty) = queue.pop() {
-            if self.checked.contains_key(&ty.id) || !seen.insert(ty.id) {
+            if self.checked.contains_key(&ty.key()) || !seen.insert(ty.key()) {
                 continue;
             }
             let mut describer = Describer::default();
@@ -75,12 +81,18 @@ impl Registry {
             debug_assert_eq!(description.id, ty.id);
             match self.number(ty.id) {
                 Some(number) if self.types[number as usize] == description => {
-                    same.push((ty.id, number));
+                    same.push((ty.key(), number));
                 }
                 Some(number) => {
-                    return Err(self.other_type(number, &description, &describer));
+                    return Err(self.other_type(&self.types[number as usize], &description, &describer));
                 }
-                None => fresh.push(description),
+                None => match fresh.iter().find(|f| f.description.id == ty.id) {
+                    Some(twin) if twin.description != description => {
+                        return Err(self.other_type(&twin.description, &description, &describer));
+                    }
+                    Some(_) => {}
+                    None => fresh.push(Fresh { key: ty.key(), description }),
+                },
             }
             queue.extend(describer.mentioned);
         }
@@ -97,15 +109,14 @@ impl Registry {
     }
 
     /// Takes in a description whose record was appended to the type table.
-    pub(crate) fn adopt(&mut self, description: TypeDescription) {
-        let id = description.id;
-        let number = self.push(description).expect("compared before");
-        self.checked.insert(id, number);
+    pub(crate) fn adopt(&mut self, fresh: Fresh) {
+        let number = self.push(fresh.description).expect("compared before");
+        self.checked.insert(fresh.key, number);
     }
 
     fn other_type(
         &self,
-        stored: u32,
+        stored: &TypeDescription,
         program: &TypeDescription,
         describer: &Describer,
     ) -> OtherType {
@@ -121,7 +132,7 @@ impl Registry {
         };
         OtherType {
             name: program.name.clone(),
-            stored: show(&self.types[stored as usize], &|id| {
+            stored: show(stored, &|id| {
                 known(id).unwrap_or_else(|| format!("type {id:016x}"))
             }),
             program: show(program, &|id| {

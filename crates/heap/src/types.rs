@@ -156,6 +156,13 @@ impl TypeRef {
     pub(crate) fn of<'s, T: Persist<'s>>() -> TypeRef {
         TypeRef { id: T::ID, describe: T::describe }
     }
+
+    /// Tells types of this program apart, also those that share a name: two types whose `describe` are
+    /// one function have one description.
+    #[inline(always)]
+    pub(crate) fn key(self) -> u64 {
+        self.id ^ (self.describe as usize as u64).rotate_left(32)
+    }
 }
 
 /// Collects the types that a description mentions.

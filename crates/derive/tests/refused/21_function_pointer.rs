@@ -1,0 +1,13 @@
+#![allow(unused)]
+use stead_derive::Persist;
+use stead_heap::*;
+
+#[derive(Persist)]
+#[persist(crate = stead_heap)]
+#[repr(C)]
+struct A {
+    n: u64,
+    f: fn(u64) -> u64,
+}
+
+fn main() {}

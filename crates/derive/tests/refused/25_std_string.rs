@@ -1,0 +1,13 @@
+#![allow(unused)]
+use stead_derive::Persist;
+use stead_heap::*;
+
+#[derive(Persist)]
+#[persist(crate = stead_heap)]
+#[repr(C)]
+struct A {
+    v: u64,
+    s: String,
+}
+
+fn main() {}

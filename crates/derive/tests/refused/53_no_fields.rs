@@ -1,0 +1,10 @@
+#![allow(unused)]
+use stead_derive::Persist;
+use stead_heap::*;
+
+#[derive(Persist)]
+#[persist(crate = stead_heap)]
+#[repr(C)]
+struct A;
+
+fn main() {}
