@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use stead_memory::{
@@ -19,6 +19,9 @@ fn main() {
     drop(vec![1u8; 3 << 30]);
     for around in [1, 16, 64] {
         faults(around);
+    }
+    for page_count in [1, 16, 64, 1024] {
+        ahead(page_count);
     }
     protection();
     scans(1);
@@ -141,18 +144,18 @@ fn faults(around: u64) {
     for write in [false, true] {
         let ground = ground();
         let stop = AtomicBool::new(false);
-        let serving_ns = AtomicU64::new(0);
+        let mut serving = Vec::new();
         let mut samples = Vec::new();
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let (serving, stop, ground, images) = (&mut serving, &stop, &ground, &images);
+            scope.spawn(move || {
                 let mut batch = FaultBatch::new(64);
                 while !stop.load(Ordering::Relaxed) {
                     ground.space.poll(&mut batch, Some(Duration::from_millis(50))).unwrap();
                     for fault in batch.faults() {
                         let start = Instant::now();
-                        serve(&ground.cluster, fault, around, &images);
-                        let ns = start.elapsed().as_nanos() as u64;
-                        serving_ns.fetch_add(ns, Ordering::Relaxed);
+                        serve(&ground.cluster, fault, around, images);
+                        serving.push(start.elapsed().as_nanos() as f64 / 1000.0);
                     }
                 }
             });
@@ -170,7 +173,7 @@ fn faults(around: u64) {
             ground.space.wake_poll();
         });
         let each = median(samples);
-        let serving = serving_ns.into_inner() as f64 / FAULTS as f64 / 1000.0;
+        let serving = median(serving);
         println!(
             "{} fault, {around} pages: {each:.1} us for the thread, {:.2} us a page; {serving:.1} us of \
              them in plan and install, {:.2} us a page",
@@ -179,6 +182,22 @@ fn faults(around: u64) {
             serving / around as f64,
         );
     }
+}
+
+fn ahead(page_count: u64) {
+    let ground = ground();
+    let mut samples = Vec::new();
+    for i in 0..50_000 / page_count {
+        let range = PageRange::new(i * page_count, (i + 1) * page_count);
+        let start = Instant::now();
+        ground.cluster.install_zero(range, Reason::AheadWritable).unwrap();
+        samples.push(start.elapsed().as_nanos() as f64 / 1000.0);
+    }
+    let each = median(samples);
+    println!(
+        "{page_count} new pages ahead of any fault: {each:.1} us, {:.2} us a page",
+        each / page_count as f64
+    );
 }
 
 fn protection() {
