@@ -63,6 +63,7 @@ struct Plan {
     /// The position behind, its chain checksum not known yet.
     behind: LogPosition,
     segments_taken: usize,
+    has_images: bool,
 }
 
 impl Store {
@@ -81,17 +82,18 @@ impl Store {
             return Ok(self.nothing_to_commit());
         }
         let grown_before = self.state().space.segments();
+        let mut no_room;
         loop {
             if writer.epoch != Some(self.disk.failures()) {
                 self.begin_epoch(&mut writer)?;
             }
-            self.make_room(entries.len() as u64)?;
+            no_room = self.make_room(entries.len() as u64).err();
             // Making room may have met a failure of its own, and then a new epoch is due again.
             if writer.epoch == Some(self.disk.failures()) {
                 break;
             }
         }
-        let plan = self.plan_with_room(&entries)?;
+        let plan = self.plan_with_room(&entries, no_room)?;
         let file_grown =
             (self.state().space.segments() - grown_before) as u64 * self.layout().segment_blocks;
         let written = self.write_record(&mut writer, batch, plan);
@@ -156,15 +158,22 @@ impl Store {
         entries
     }
 
-    fn plan_with_room(&self, entries: &[(Entry, u64)]) -> Result<Plan, CommitError> {
+    fn plan_with_room(
+        &self,
+        entries: &[(Entry, u64)],
+        mut no_room: Option<CommitError>,
+    ) -> Result<Plan, CommitError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         loop {
             let planned = plan(&mut self.state_mut(), entries, time);
             match planned {
                 Ok(plan) => return Ok(plan),
-                // Upkeep has been quicker.
-                Err(NoSegment) => self.grow(1, false)?,
+                Err(NoSegment) => match no_room.take() {
+                    Some(error) => return Err(error),
+                    // Upkeep has been quicker.
+                    None => self.grow(1, false)?,
+                },
             }
         }
     }
@@ -238,6 +247,7 @@ fn plan(state: &mut State, entries: &[(Entry, u64)], time: u64) -> Result<Plan, 
         chunks: Vec::new(),
         behind: LogPosition { sequence: state.position.sequence + 1, time, ..state.position },
         segments_taken: 0,
+        has_images: entries.iter().any(|(entry, _)| entry.has_payload()),
     };
     let mut rest = entries;
     let mut first_image = 0;
@@ -276,7 +286,7 @@ fn push_chunk(
 ) -> Result<(), NoSegment> {
     let behind = &mut plan.behind;
     if behind.next_segment.is_none() {
-        match state.space.extend_chain() {
+        match state.space.extend_chain(plan.has_images) {
             Ok(place) => behind.next_segment = place,
             Err(NoSegment) => {
                 state.space.shorten_chain(plan.segments_taken);

@@ -472,7 +472,9 @@ impl Store {
                 if now >= needed {
                     return Ok(());
                 }
-                return self.grow(needed + FREE_SPARE - now, false);
+                return self
+                    .grow(needed + FREE_SPARE - now, false)
+                    .or_else(|_| self.grow(needed - now, false));
             }
         }
     }

@@ -212,6 +212,15 @@ fn load_table(
     root: &Root,
     segments_in_file: usize,
 ) -> Result<Table, ReadError> {
+    let (containers, segments) = (root.containers as usize, root.segments as usize);
+    if segments_in_file < segments {
+        let offset = layout.file_bytes(segments_in_file);
+        let what = format!(
+            "the file has been cut off: {} bytes are missing at its end",
+            layout.file_bytes(segments) - offset
+        );
+        return Err(Damage::new(offset, what).into());
+    }
     let mut bytes = Vec::new();
     let mut index = 0;
     let end = HEADER_BLOCKS + segments_in_file as u64 * layout.segment_blocks;
@@ -234,7 +243,6 @@ fn load_table(
         }
         bytes.extend_from_slice(part.as_slice());
     }
-    let (containers, segments) = (root.containers as usize, root.segments as usize);
     let nonsense = |what: &str| {
         let offset = root.table.first().map_or(0, |extent| extent.place.offset());
         ReadError::from(Damage::new(offset, format!("the table of containers {what}")))
@@ -260,14 +268,6 @@ fn load_table(
         .collect();
     let mut space = Space::decode(layout, root.generation, &table)
         .ok_or_else(|| nonsense("counts more blocks than a segment has"))?;
-    if segments_in_file < segments {
-        let offset = layout.file_bytes(segments_in_file);
-        let what = format!(
-            "the file has been cut off: {} bytes are missing at its end",
-            layout.file_bytes(segments) - offset
-        );
-        return Err(Damage::new(offset, what).into());
-    }
     space.add_segments(segments_in_file - segments);
     let position = &root.position;
     if !space.has(position.place)

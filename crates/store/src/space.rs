@@ -16,6 +16,9 @@ pub(crate) const SEGMENT_BLOCKS: RangeInclusive<u32> = 8..=1 << 16;
 /// Segments that the record chain leaves to the cold stream, so that a full store can still be kept.
 const COLD_RESERVE: usize = 2;
 
+/// The same for records without images: in a full store they are what makes room.
+const COLD_RESERVE_LEAST: usize = 1;
+
 /// Set in the table for a segment that may be written when the table's root is durable.
 const TABLE_FREE: u32 = 1 << 31;
 
@@ -165,8 +168,8 @@ impl Space {
     }
 
     /// A segment for the record chain, which now ends with it.
-    pub(crate) fn extend_chain(&mut self) -> Result<Place, NoSegment> {
-        let segment = self.take(COLD_RESERVE)?;
+    pub(crate) fn extend_chain(&mut self, images: bool) -> Result<Place, NoSegment> {
+        let segment = self.take(if images { COLD_RESERVE } else { COLD_RESERVE_LEAST })?;
         self.chain.push_back(segment);
         Ok(self.layout.start(segment))
     }
@@ -380,8 +383,8 @@ mod tests {
         let layout = Layout { segment_blocks: 8 };
         let mut space = Space::new(layout);
         space.add_segments(6);
-        let a = space.extend_chain().unwrap();
-        let b = space.extend_chain().unwrap();
+        let a = space.extend_chain(true).unwrap();
+        let b = space.extend_chain(true).unwrap();
         assert_eq!((a, b), (Place(16), Place(24)));
         space.count_layer(a.plus(1));
         assert_eq!(space.live_blocks(), 1);
@@ -396,9 +399,9 @@ mod tests {
         assert_eq!(space.contradictions(), []);
         // Two free segments stay for the cold stream.
         for _ in 0..3 {
-            space.extend_chain().unwrap();
+            space.extend_chain(true).unwrap();
         }
-        assert_eq!(space.extend_chain(), Err(NoSegment));
+        assert_eq!(space.extend_chain(true), Err(NoSegment));
         space.take_cold().unwrap();
         space.shorten_chain(3);
         assert_eq!(space.free_segments(), 4);
@@ -410,7 +413,7 @@ mod tests {
         let layout = Layout { segment_blocks: 8 };
         let mut space = Space::new(layout);
         space.add_segments(5);
-        let a = space.extend_chain().unwrap();
+        let a = space.extend_chain(true).unwrap();
         let cold = space.take_cold().unwrap();
         let counts = vec![0, 3, 0, 0, 0];
         let bytes = space.encode(&counts, 9);

@@ -8,6 +8,7 @@ use stead_store::planted::{self, Bug};
 use stead_store::sim::torture::{Lived, life};
 
 const CRASHES_PER_LIFE: u64 = 8;
+const THREADS: u64 = 2;
 
 fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
@@ -26,19 +27,37 @@ fn every_crash_leaves_the_last_state_or_the_one_under_way() {
     let points = number("STEAD_CRASH_POINTS").unwrap_or(4000);
     let first = RandomState::new().hash_one(0) >> 16;
     eprintln!("seeds from {first} on");
+    let lives = points.div_ceil(CRASHES_PER_LIFE);
+    let lived = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let seeds = (thread..lives).step_by(THREADS as usize).map(|i| first + i);
+                scope.spawn(move || live(seeds))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("the checker itself works"))
+            .collect::<Result<Vec<Lived>, String>>()
+    });
     let mut all = Lived::default();
-    for i in 0..points.div_ceil(CRASHES_PER_LIFE) {
-        let seed = first + i;
-        match life(seed, CRASHES_PER_LIFE) {
-            Ok(lived) => all.add(lived),
-            Err(why) => panic!("{why}; again with STEAD_SEED={seed}"),
-        }
-    }
+    lived.unwrap_or_else(|why| panic!("{why}")).into_iter().for_each(|lived| all.add(lived));
     eprintln!("{all:?}");
     // The torture has reached what it is for.
     assert!(all.crashes >= points && all.crashes_in_recovery > points / 20);
     assert!(all.committed > all.crashes && all.failed > 0);
     assert!(all.under_way > 0 && all.fell_back > 0 && all.rot_noticed > 0);
+}
+
+fn live(seeds: impl Iterator<Item = u64>) -> Result<Lived, String> {
+    let mut all = Lived::default();
+    for seed in seeds {
+        match life(seed, CRASHES_PER_LIFE) {
+            Ok(lived) => all.add(lived),
+            Err(why) => return Err(format!("{why}; again with STEAD_SEED={seed}")),
+        }
+    }
+    Ok(all)
 }
 
 /// How many lives it takes until the checker finds a planted bug.

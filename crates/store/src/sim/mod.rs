@@ -248,7 +248,10 @@ impl Medium for CrashMedium {
 
     fn write(&self, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let inner = &mut *self.inner();
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+        for part in parts {
+            bytes.extend_from_slice(part);
+        }
         assert!(
             offset.is_multiple_of(SECTOR as u64) && bytes.len().is_multiple_of(SECTOR),
             "a disk writes whole sectors"
