@@ -11,6 +11,8 @@ pub enum Bug {
     None,
     /// Sections are entered although the gate is closed.
     GateLeftOut,
+    /// Closing a gate does without the barrier in the threads that run.
+    BarrierLeftOut,
 }
 
 static BUG: AtomicU8 = AtomicU8::new(Bug::None as u8);

@@ -532,6 +532,10 @@ pub(crate) fn barrier_works() -> bool {
 /// Makes every running thread of this process execute a full barrier, this one too.
 fn barrier() {
     fence(Ordering::SeqCst);
+    #[cfg(feature = "planted")]
+    if crate::planted::is(crate::planted::Bug::BarrierLeftOut) {
+        return;
+    }
     if barrier_works() {
         membarrier(MembarrierCommand::PrivateExpedited)
             .expect("a registered process may use membarrier");

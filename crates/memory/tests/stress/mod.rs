@@ -225,20 +225,21 @@ pub fn race(gate: &Gate, entering: Entering, closing: Closing, time: Duration) -
     struct Line<T>(T);
     let watchdog = Watchdog::start("gate race");
     let inside = Line(AtomicBool::new(false));
-    // Both write it all the time, so that a processor has to wait for the line, and with it for all
-    // that it writes afterwards, while it reads on.
-    let bone = Line(AtomicU64::new(0));
+    let far = Line(AtomicU64::new(0));
     let over = AtomicBool::new(false);
     let other = Gate::new(ContainerId(99));
     std::thread::scope(|scope| {
-        let (inside, bone, over, other) = (&inside.0, &bone.0, &over, &other);
+        let (inside, far, over, other) = (&inside.0, &far.0, &over, &other);
         scope.spawn(move || {
             while !over.load(Relaxed) {
                 let work = || {
                     inside.store(true, Relaxed);
+                    for _ in 0..10 {
+                        std::hint::spin_loop();
+                    }
                     inside.store(false, Relaxed);
                 };
-                bone.store(1, Relaxed);
+                hold_up_stores(far);
                 match entering {
                     Entering::Write => {
                         let _entry = gate.enter_write().unwrap();
@@ -251,7 +252,7 @@ pub fn race(gate: &Gate, entering: Entering, closing: Closing, time: Duration) -
                     Entering::NestedRead => {
                         let _outer = other.enter_read().unwrap();
                         for _ in 0..50 {
-                            bone.store(3, Relaxed);
+                            hold_up_stores(far);
                             let _entry = gate.enter_read().unwrap();
                             work();
                         }
@@ -261,7 +262,8 @@ pub fn race(gate: &Gate, entering: Entering, closing: Closing, time: Duration) -
         });
         let end = Instant::now() + time;
         let mut both = false;
-        let look = || (0..200).any(|_| inside.load(Relaxed));
+        // Longer than the other's stores can be held up.
+        let look = || (0..5000).any(|_| inside.load(Relaxed));
         while !both && Instant::now() < end {
             both = match closing {
                 Closing::Writers => {
@@ -276,12 +278,23 @@ pub fn race(gate: &Gate, entering: Entering, closing: Closing, time: Duration) -
             watchdog.alive();
             // Let the other in again, for different times.
             for _ in 0..fastrand::u32(..100) {
-                bone.store(2, Relaxed);
+                std::hint::spin_loop();
             }
         }
         over.store(true, Relaxed);
         both
     })
+}
+
+/// Writes to a line that is in no cache: all that this processor writes next waits behind it for a
+/// tenth of a microsecond or more, while it reads on.
+fn hold_up_stores(far: &AtomicU64) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: flushing a line that is borrowed changes nothing but time.
+    unsafe {
+        std::arch::x86_64::_mm_clflush(std::ptr::from_ref(far).cast());
+    }
+    far.store(1, Relaxed);
 }
 
 /// The pairs of [`Entering`] and [`Closing`] that exclude each other.
