@@ -80,7 +80,8 @@ fn run(args: &Args, started: Instant, output: &mut Output, complaints: &mut Comp
     let paths = default.as_ref().map_or(args.paths.as_slice(), std::slice::from_ref);
 
     let statistics = Statistics::new(started);
-    let mut run = Run { args, pattern: &pattern, store: None, statistics, output, complaints };
+    let (store, changed) = (None, false);
+    let mut run = Run { args, pattern: &pattern, store, changed, statistics, output, complaints };
     match run.search(paths) {
         Ok(()) => {}
         // Whoever was reading has seen enough.
@@ -88,6 +89,7 @@ fn run(args: &Args, started: Instant, output: &mut Output, complaints: &mut Comp
             if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(error) => run.complaints.general(&error),
     }
+    run.keep();
     if args.stats {
         let store = run.store.as_ref().map(|open| &open.store);
         run.statistics.say(store, run.output.first_line_at());
@@ -100,6 +102,8 @@ struct Run<'a> {
     pattern: &'a Pattern,
     /// Open from the first directory on.
     store: Option<OpenStore>,
+    /// Whether an index may have been changed.
+    changed: bool,
     statistics: Statistics,
     output: &'a mut Output,
     complaints: &'a mut Complaints,
@@ -147,6 +151,7 @@ impl Run<'_> {
         let tree = Tree::open(&open.store, canonical)?;
         if self.args.refresh || !tree.is_complete()? {
             let bar = Bar::default();
+            self.changed = true;
             let tally = update::update(&tree, Some(&open.path), |step| bar.show(step))?;
             self.statistics.updated(tally);
         }
@@ -155,6 +160,17 @@ impl Run<'_> {
         let result = search.tree(&tree, spelled);
         self.statistics.searched(search.tally());
         Ok(result?)
+    }
+
+    /// Makes the index stable. That would happen by itself when the store is closed; but if the disk
+    /// is full, say, the user should know why the next run begins anew.
+    fn keep(&mut self) {
+        if self.changed
+            && let Some(open) = &self.store
+            && let Err(error) = open.store.stabilise()
+        {
+            self.complaints.general(&format_args!("the index cannot be kept: {error}"));
+        }
     }
 }
 

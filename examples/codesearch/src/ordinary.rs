@@ -39,12 +39,11 @@ impl Index {
         }
     }
 
-    /// How many documents, trigrams, occurrences of trigrams in documents, and bytes of lists.
+    /// How many documents, trigrams and bytes of lists there are.
     #[must_use]
-    pub fn counts(&self) -> [u64; 4] {
-        let occurrences = self.lists.values().map(|list| u64::from(list.count)).sum();
+    pub fn counts(&self) -> [u64; 3] {
         let bytes = self.lists.values().map(|list| list.bytes.len() as u64).sum();
-        [self.documents.len() as u64, self.lists.len() as u64, occurrences, bytes]
+        [self.documents.len() as u64, self.lists.len() as u64, bytes]
     }
 }
 

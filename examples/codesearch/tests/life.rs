@@ -1,12 +1,16 @@
 //! The index outlives the runs that make it: killed while indexing, changed files, other trees.
 
+use std::convert::Infallible;
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use codesearch::index::Tree;
-use support::{Bench, figure, has_grep, has_stead, sorted, text};
+use codesearch::update::update;
+use codesearch::walk::walk;
+use codesearch::{ordinary, pipeline};
+use support::{Bench, figure, has_grep, has_stead, nasty_tree, sorted, text};
 
 mod support;
 
@@ -160,6 +164,28 @@ fn a_directory_in_an_indexed_tree_is_searched_with_the_trees_index() {
     // A directory that the tree's index has never seen gets one of its own.
     bench.file("tree/later/six", "common\n");
     assert_eq!(text(&bench.search(["common", "tree/later"]).stdout), "tree/later/six:1:common\n");
+}
+
+/// What codesearch-bench compares is the same structure.
+#[test]
+fn the_twin_in_ordinary_memory_is_the_same_index() {
+    if !has_stead() {
+        return;
+    }
+    let bench = Bench::new();
+    nasty_tree(&bench, "tree");
+    let root = bench.path().join("tree").canonicalize().unwrap();
+    let store = stead::open(bench.store()).unwrap();
+    let tree = Tree::open(&store, &root).unwrap();
+    update(&tree, None, |_| {}).unwrap();
+    let mut twin = ordinary::Index::default();
+    let Ok(()) = pipeline::run(&root, &walk(&root, &root, None, |_| {}), |batch| {
+        twin.add(&batch);
+        Ok::<(), Infallible>(())
+    });
+    let size = tree.size().unwrap();
+    assert!(size.trigrams > 300, "{size:?}");
+    assert_eq!(twin.counts(), [size.documents, size.trigrams, size.list_bytes]);
 }
 
 /// Killed again and again while it indexes, it keeps what was stable, and in the end knows all.
