@@ -42,7 +42,9 @@ fn planted_barrier_left_out_is_found() {
         return;
     }
     let _turn = plant(Bug::BarrierLeftOut);
-    let found = races();
+    let [write, exclusive @ ..] = races();
     planted::set(Bug::None);
-    assert_eq!(found, [true; 4]);
+    assert!(write, "a writer and a stabilisation were never in at once");
+    // An exclusive section looks twice, so that each of these is seldom in at the wrong moment.
+    assert!(exclusive.contains(&true), "nobody and an exclusive section were in at once");
 }

@@ -282,7 +282,7 @@ impl Gate {
         let since = Instant::now();
         loop {
             self.set(CLOSING);
-            barrier();
+            // Without a barrier this may overlook somebody; the second look does not.
             self.drain(since, deadline, Slot::is_inside)?;
             self.set(HELD);
             barrier();
