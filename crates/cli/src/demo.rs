@@ -240,7 +240,7 @@ fn check(
             "kill {kill}: the accounts saw {ends} ends of {transfers} transfers, not two of each"
         ));
     }
-    for (thread, (&made, known)) in made.iter().zip(acknowledged).enumerate() {
+    for (thread, (&made, known)) in made.iter().zip(&mut *acknowledged).enumerate() {
         if made < *known {
             tally.wrong.push(format!(
                 "kill {kill}: thread {thread} was told that {known} transfers are stable; {made} are left"
@@ -250,7 +250,7 @@ fn check(
         // What was found after a restart is stable, so it is to stay from now on.
         *known = made;
     }
-    let report = store.site().verify_container(&store.site().existing("bank")?)?;
+    let report = store.site().verify_container(&*store.site().existing("bank")?)?;
     if let Some(bad) = &report.first_bad {
         tally.wrong.push(format!("kill {kill}: {bad}"));
     }

@@ -14,7 +14,7 @@ pub(crate) fn run(dir: &Path) -> Outcome {
     for name in store.names() {
         let opened = store.site().existing(&name)?;
         let report = store.site().verify_container(&opened)?;
-        let root = opened.root_type().map_or("(no root)".to_owned(), |t| t.name().to_owned());
+        let root = opened.root_type().map_or("(no root)".to_owned(), |t| t.name);
         live.push((opened.id(), report.live_bytes, root));
     }
     let stat = store.stat();

@@ -83,7 +83,7 @@ fn pointers(name: &str, report: &CheckReport, leaks: bool) -> bool {
     }
     if leaks {
         for leak in &report.leaks {
-            println!("  {leak}");
+            println!("  {} at {}: {} bytes", leak.ty, leak.address, leak.bytes);
         }
     }
     if let Some(bad) = &report.first_bad {
