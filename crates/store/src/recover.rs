@@ -28,8 +28,8 @@ use crate::space::{Layout, Space};
 use crate::store::{State, Store, StoreHeader};
 use crate::tree::Tree;
 
-/// How far behind an unreadable chunk another of the chain is looked for, in blocks: more than two chunks.
-const LOOK_ONWARD: u64 = 512;
+/// How far behind an unreadable chunk another of the chain is looked for, in blocks: more than the longest chunk.
+const LOOK_ONWARD: u64 = 320;
 
 /// Blocks that recovery reads at once, at the least and at the most.
 const READ_LEAST: u64 = 16;
@@ -310,7 +310,13 @@ impl<'a> Replay<'a> {
             disk,
             layout,
             store_id,
-            window: Window::default(),
+            window: Window {
+                first: Place::NONE,
+                held: 0,
+                buffer: AlignedBuf::zeroed(READ_MOST as usize * BLOCK),
+                blocks: 0,
+                scanning: false,
+            },
             position,
             layer: Layer::default(),
             space,
@@ -487,10 +493,10 @@ impl<'a> Replay<'a> {
 }
 
 /// Blocks read ahead: more of them the more of them are of use.
-#[derive(Default)]
 struct Window {
     first: Place,
-    bytes: Vec<u8>,
+    held: u64,
+    buffer: AlignedBuf,
     /// How many were read last time.
     blocks: u64,
     /// Whether every block is going to be looked at.
@@ -500,8 +506,10 @@ struct Window {
 impl Window {
     /// The block at `place`, and those behind it up to `end` at the most.
     fn block(&mut self, disk: &Disk, place: Place, end: Place) -> Result<&[u8], ReadError> {
-        let held = (self.bytes.len() / BLOCK) as u64;
+        let held = self.held;
         if place < self.first || place.0 >= self.first.0 + held {
+            // Until it succeeds nothing is held.
+            self.held = 0;
             // Just behind what was read: it was all of use. Far from it: none behind the first was.
             let near = place.0.saturating_sub(self.first.0 + held) <= READ_LEAST;
             self.blocks = match (self.scanning, near) {
@@ -510,11 +518,12 @@ impl Window {
                 (false, false) => 1,
             };
             let blocks = self.blocks.min(end.0 - place.0);
-            self.bytes.resize(blocks as usize * BLOCK, 0);
-            self.first = place;
-            disk.read(place.offset(), &mut self.bytes)?;
+            let bytes = &mut self.buffer.as_mut_slice()[..blocks as usize * BLOCK];
+            // Past the cache: what was written past it is not there, and reading ahead is done here.
+            disk.read_from_disk(place.offset(), bytes)?;
+            (self.first, self.held) = (place, blocks);
         }
         let at = (place.0 - self.first.0) as usize * BLOCK;
-        Ok(&self.bytes[at..at + BLOCK])
+        Ok(&self.buffer.as_slice()[at..at + BLOCK])
     }
 }
