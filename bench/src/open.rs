@@ -21,7 +21,8 @@ struct Tick {
 /// The process that is killed: fills a store, then makes a small change stable again and again.
 pub(crate) fn fill(dir: &Path, mib: u64) -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::open_with(dir, &Options::new())?;
-    let pages = store.container::<Pages<'_>>("pages", |tx| Ok(Pages { pages: stead::Vec::new(tx) }))?;
+    let pages =
+        store.container::<Pages<'_>>("pages", |tx| Ok(Pages { pages: stead::Vec::new(tx) }))?;
     if pages.read(|root, _| root.pages.is_empty())? {
         filled(&store, mib)?;
     }

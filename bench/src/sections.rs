@@ -43,8 +43,12 @@ pub(crate) fn measure(dir: &Path) -> Result<Vec<Row>, Box<dyn std::error::Error>
             let kind = if mutating { "write" } else { "read" };
             let s = if threads == 1 { "" } else { "s" };
             rows.push(
-                Row::new(format!("{kind} section, entry and exit, {threads} thread{s}"), median(times), "ns")
-                    .note("closure, root read; no change made"),
+                Row::new(
+                    format!("{kind} section, entry and exit, {threads} thread{s}"),
+                    median(times),
+                    "ns",
+                )
+                .note("closure, root read; no change made"),
             );
         }
     }

@@ -22,9 +22,7 @@ pub(crate) struct Pages<'s> {
 pub(crate) fn filled(store: &Store, mib: u64) -> Result<stead::Container<Pages<'static>>> {
     let c = store.container::<Pages<'_>>("pages", |tx| Ok(Pages { pages: Vec::new(tx) }))?;
     let page_count = mib * 256;
-    c.exclusive(|root, tx| -> Result<()> {
-        Ok(root.pages.reserve(tx, page_count as usize)?)
-    })?;
+    c.exclusive(|root, tx| -> Result<()> { Ok(root.pages.reserve(tx, page_count as usize)?) })?;
     let mut next = 0;
     while next < page_count {
         c.exclusive(|root, tx| -> Result<()> {

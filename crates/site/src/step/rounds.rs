@@ -247,7 +247,7 @@ mod tests {
         let mut r = rounds();
         assert!(!r.is_due(999 * MS, 99));
         assert!(r.is_due(1000 * MS, 0));
-        assert!(r.is_due(1 * MS, 100));
+        assert!(r.is_due(MS, 100));
         whole_round(&mut r, 1500 * MS, 3);
         assert!(!r.is_due(2499 * MS, 0));
         assert!(r.is_due(2500 * MS, 0));
@@ -256,19 +256,22 @@ mod tests {
     #[test]
     fn few_pages_are_copied_under_the_gate_many_ahead_of_it() {
         let mut r = rounds();
-        whole_round(&mut r, 0 * MS, PRE_COPY_MIN);
-        assert_eq!(r.step(0 * MS, Event::Begin(Wish::Background)), Effect::PreCopy);
-        r.step(0 * MS, Event::PreCopied { page_count: 1000 });
-        r.step(0 * MS, Event::Drained);
+        whole_round(&mut r, Duration::ZERO, PRE_COPY_MIN);
+        assert_eq!(r.step(Duration::ZERO, Event::Begin(Wish::Background)), Effect::PreCopy);
+        r.step(Duration::ZERO, Event::PreCopied { page_count: 1000 });
+        r.step(Duration::ZERO, Event::Drained);
         // Most of it was dirtied again: the next round does not copy ahead, the one after does.
-        r.step(0 * MS, Event::Captured { page_count: 900 });
-        r.step(0 * MS, Event::Committed);
+        r.step(Duration::ZERO, Event::Captured { page_count: 900 });
+        r.step(Duration::ZERO, Event::Committed);
         let within = BACKGROUND_GATE;
-        assert_eq!(r.step(0 * MS, Event::Begin(Wish::Background)), Effect::CloseGates { within });
-        r.step(0 * MS, Event::Drained);
-        r.step(0 * MS, Event::Captured { page_count: 900 });
-        r.step(0 * MS, Event::Committed);
-        assert_eq!(r.step(0 * MS, Event::Begin(Wish::Background)), Effect::PreCopy);
+        assert_eq!(
+            r.step(Duration::ZERO, Event::Begin(Wish::Background)),
+            Effect::CloseGates { within }
+        );
+        r.step(Duration::ZERO, Event::Drained);
+        r.step(Duration::ZERO, Event::Captured { page_count: 900 });
+        r.step(Duration::ZERO, Event::Committed);
+        assert_eq!(r.step(Duration::ZERO, Event::Begin(Wish::Background)), Effect::PreCopy);
     }
 
     #[test]
@@ -292,12 +295,12 @@ mod tests {
     #[test]
     fn a_failed_write_gives_its_pages_back() {
         let mut r = rounds();
-        r.step(0 * MS, Event::Begin(Wish::Asked { gate: 5 * MS }));
-        r.step(0 * MS, Event::Drained);
-        r.step(0 * MS, Event::Captured { page_count: 4 });
-        assert_eq!(r.step(0 * MS, Event::Failed), Effect::KeepCopies);
+        r.step(Duration::ZERO, Event::Begin(Wish::Asked { gate: 5 * MS }));
+        r.step(Duration::ZERO, Event::Drained);
+        r.step(Duration::ZERO, Event::Captured { page_count: 4 });
+        assert_eq!(r.step(Duration::ZERO, Event::Failed), Effect::KeepCopies);
         assert_eq!(
-            r.step(0 * MS, Event::Begin(Wish::Asked { gate: 5 * MS })),
+            r.step(Duration::ZERO, Event::Begin(Wish::Asked { gate: 5 * MS })),
             Effect::CloseGates { within: 5 * MS }
         );
     }
@@ -305,6 +308,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "Drained while Idle")]
     fn an_event_out_of_order_is_a_bug() {
-        rounds().step(0 * MS, Event::Drained);
+        rounds().step(Duration::ZERO, Event::Drained);
     }
 }
