@@ -110,6 +110,7 @@ impl Site {
             busy.early_version = Version::ZERO;
             if let Some(leaving) = &mut busy.leaving {
                 leaving.stranded |= gone.contains(leaving.to);
+                leaving.grant.copies.retain(|s| !gone.contains(s));
             }
             true
         });

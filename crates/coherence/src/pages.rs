@@ -188,8 +188,10 @@ impl Site {
             self.table.set(key, &page);
             turn.out.push(Effect::Map { page: key, access });
         }
+        let has = self.load(key).access;
+        let enough = |w: &Want| has >= if w.write { Access::Write } else { Access::Read };
         if let Some(busy) = self.busy.get_mut(key)
-            && busy.want.as_ref().is_some_and(|w| !w.write || access == Access::Write)
+            && busy.want.as_ref().is_some_and(enough)
         {
             busy.want = None;
         }
@@ -287,7 +289,7 @@ impl Site {
                 }
             }
             let Some(head) = busy.queue.first() else { break };
-            let (from, run) = (head.from, head.run);
+            let from = head.from;
             let gives = head.write || policy != Policy::Invalidate;
             if from == self.me {
                 if page.locked {
@@ -300,18 +302,13 @@ impl Site {
                 continue;
             }
             if gives {
-                if page.held || page.locked {
+                if page.held || page.locked || planted!(self, HoldAndWait) && self.waits_near(key) {
                     break;
                 }
                 if self.must_capture(key, &page) && !planted!(self, GiveUncaptured) {
                     self.capture(key, turn);
                     break;
                 }
-            }
-            if planted!(self, HoldAndWait)
-                && bits(run & !1).any(|at| self.busy.get(neighbour(key, at)).is_some())
-            {
-                break;
             }
             let request = self.busy.entry(key).queue.remove(0);
             if gives { self.give(request, turn) } else { self.share(request, turn) }
@@ -320,6 +317,18 @@ impl Site {
             self.pass_queue_on(key, turn);
         }
         self.forget_if_idle(key);
+    }
+
+    /// Whether a neighbour of the page is being waited for here.
+    #[cfg(feature = "planted")]
+    fn waits_near(&self, key: PageKey) -> bool {
+        let near = |other: PageKey| other != key && other.chunk() == key.chunk();
+        self.busy.iter().any(|(other, busy)| near(other) && busy.want.is_some())
+    }
+
+    #[cfg(not(feature = "planted"))]
+    fn waits_near(&self, _: PageKey) -> bool {
+        false
     }
 
     /// Requests that waited for a page which then went elsewhere go after it.

@@ -20,7 +20,7 @@ pub enum Bug {
     HintFromRead,
     /// Messages of older views are heard (I8).
     NoFence,
-    /// A run waits for all its pages (I9).
+    /// A page is not given while a neighbour is waited for (I9).
     HoldAndWait,
     /// Pages are not served while the gate is closed (I10).
     ServeOnlyAwake,

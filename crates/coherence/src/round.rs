@@ -309,6 +309,7 @@ impl Site {
     fn begin_closing(&mut self, id: DomainId, asked: Asked, turn: &mut Turn) {
         let until = turn.now + self.config.gate_us;
         let unmodified = self.modified_pages(id).is_empty() && self.modified_leaving(id).is_empty();
+        let leads = asked.round.coordinator == self.me;
         let forget = planted!(self, ForgetHistory);
         let domain = self.domains.entry(id);
         if forget {
@@ -316,7 +317,10 @@ impl Site {
         }
         // What was taken from here is stable if this site was cut after it.
         let not_needed = asked.taken_at.is_some_and(|colour| domain.colour > colour);
-        if not_needed || unmodified && domain.now.gave.is_empty() {
+        // Whoever was given a modified page takes part even if it has nothing: the page may be under
+        // way, and belongs to the cut of its giver or of this site, not to neither.
+        let may_observe = asked.taken_at.is_some() || leads && asked.ask == 1;
+        if not_needed || may_observe && unmodified && domain.now.gave.is_empty() {
             let word = RoundWord::Quiet {
                 ask: asked.ask,
                 observer: true,

@@ -2,7 +2,7 @@
 //! loses, doubles and reorders. What may happen next is enumerated, never drawn. Read [`World`] and
 //! [`Step`] first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use stead_coherence::planted::Bug;
@@ -28,9 +28,10 @@ pub(crate) struct Bounds {
     pub(crate) early_ticks: u8,
     pub(crate) crashes: u8,
     pub(crate) rejoins: u8,
+    /// Count how often each request is passed on; only where nothing is lost or said again.
+    pub(crate) count_hops: bool,
     /// Each fault asks for all pages.
     pub(crate) runs: bool,
-    /// Pages that hold for a while; time passes with the ticks.
     pub(crate) bug: Option<Bug>,
 }
 
@@ -48,6 +49,7 @@ impl Bounds {
             early_ticks: 0,
             crashes: 0,
             rejoins: 0,
+            count_hops: false,
             runs: false,
             bug: None,
         }
@@ -90,6 +92,8 @@ pub(crate) struct Frame {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct World {
     pub(crate) sites: Vec<Option<Site>>,
+    /// The pages, by place.
+    pub(crate) keys: Vec<PageKey>,
     pub(crate) frames: Vec<Vec<Frame>>,
     /// Faults that programs wait on: at a site, of a page, to store.
     pub(crate) waiting: BTreeSet<(usize, u64, bool)>,
@@ -103,6 +107,20 @@ pub(crate) struct World {
     /// A frame was mapped without a body, or sent without one.
     pub(crate) broken: Option<&'static str>,
     pub(crate) seen: Seen,
+    counting: bool,
+    /// Messages that each request took.
+    passed_on: BTreeMap<(SiteId, u32), u8>,
+}
+
+/// The page that stands for place `at` in this world: its home in the first view is site `at + 1`,
+/// so that owner, asker and home are different sites as often as they can be. With runs, pages are
+/// neighbours and have one home.
+pub(crate) fn page_key(bounds: &Bounds, at: u64) -> PageKey {
+    if bounds.runs {
+        return PageKey::new(1, at);
+    }
+    // Found with three sites; with others any pages will do.
+    PageKey::new(1, [5 * 64, 64, 0][at as usize % 3])
 }
 
 /// What may still happen.
@@ -146,6 +164,7 @@ impl World {
         let pages = bounds.pages as usize;
         World {
             sites: (0..bounds.sites).map(site).collect(),
+            keys: (0..bounds.pages).map(|at| page_key(bounds, at)).collect(),
             frames: vec![vec![Frame::default(); pages]; bounds.sites as usize],
             waiting: BTreeSet::new(),
             letters: BTreeSet::new(),
@@ -163,6 +182,8 @@ impl World {
             },
             broken: None,
             seen: Seen::default(),
+            counting: bounds.count_hops,
+            passed_on: BTreeMap::new(),
         }
     }
 
@@ -245,7 +266,10 @@ impl World {
                 self.handle(i, Event::View(self.view.clone()), &[]);
             }
             Step::LearnView(site) => {
-                self.letters.retain(|l| l.to != site || l.view >= self.view.number());
+                if bounds.bug != Some(Bug::NoFence) {
+                    // They would not be heard, so they need not be explored.
+                    self.letters.retain(|l| l.to != site || l.view >= self.view.number());
+                }
                 self.handle(site, Event::View(self.view.clone()), &[]);
             }
         }
@@ -253,14 +277,15 @@ impl World {
 
     fn fault(&mut self, bounds: &Bounds, site: usize, page: u64, write: bool) {
         let run = if bounds.runs { u64::MAX >> (64 - bounds.pages + page) } else { 0 };
-        self.handle(site, Event::Fault { page: PageKey::new(1, page), run, write }, &[]);
+        let page = self.keys[page as usize];
+        self.handle(site, Event::Fault { page, run, write }, &[]);
     }
 
     fn crash(&mut self, i: usize) {
         self.left.crashes -= 1;
         let Some(site) = self.sites[i].take() else { return };
         for page in 0..self.latest.len() {
-            if site.page(PageKey::new(1, page as u64)).owner {
+            if site.page(self.keys[page]).owner {
                 self.latest[page] = None;
             }
         }
@@ -294,12 +319,13 @@ impl World {
             self.perform(i, effect, bodies);
         }
         let site = self.sites[i].as_ref();
-        self.seen.waited |= (0..self.latest.len() as u64)
-            .any(|p| site.is_some_and(|s| s.waiting(PageKey::new(1, p)).next().is_some()));
+        self.seen.waited |=
+            self.keys.iter().any(|p| site.is_some_and(|s| s.waiting(*p).next().is_some()));
     }
 
     fn perform(&mut self, i: usize, effect: Effect, bodies: &[(PageKey, u64)]) {
-        let at = |page: PageKey| page.page.0 as usize;
+        let keys = self.keys.clone();
+        let at = |page: PageKey| keys.iter().position(|k| *k == page).unwrap();
         match effect {
             Effect::Send { to, view, message } => self.post(i, to, view, message),
             Effect::Fill { page, source } => {
@@ -319,8 +345,10 @@ impl World {
                     self.broken = Some("mapped a frame without body");
                     return;
                 };
-                self.latest[at(page)].get_or_insert(body);
-                let page_no = page.page.0;
+                if *self.latest[at(page)].get_or_insert(body) != body {
+                    self.broken = Some("mapped an old body");
+                }
+                let page_no = at(page) as u64;
                 self.waiting.remove(&(i, page_no, false));
                 if access == Access::Write && self.waiting.remove(&(i, page_no, true)) {
                     self.stored += 1;
@@ -349,9 +377,14 @@ impl World {
     }
 
     fn post(&mut self, from: usize, to: SiteId, view: u32, message: Message) {
+        if let (Message::Request(request), true) = (&message, self.counting) {
+            let count = self.passed_on.entry((request.from, request.number)).or_default();
+            *count = count.saturating_add(1);
+        }
         let body = |page: PageKey| {
             // A page without frame is read from the store, which nobody moves in this world.
-            (page, self.frames[from][page.page.0 as usize].body.unwrap_or(0))
+            let at = self.keys.iter().position(|k| *k == page).unwrap();
+            (page, self.frames[from][at].body.unwrap_or(0))
         };
         let bodies: Vec<(PageKey, u64)> = match &message {
             Message::Copies { first, more, .. } => {
@@ -400,11 +433,18 @@ impl World {
 
     /// I13: at most one site owns a page.
     pub(crate) fn one_owner(&self) -> bool {
-        (0..self.latest.len() as u64).all(|page| {
-            let key = PageKey::new(1, page);
-            let owns = |s: &&Site| s.page(key).owner;
+        self.keys.iter().all(|key| {
+            let owns = |s: &&Site| s.page(*key).owner;
             self.sites.iter().flatten().filter(owns).count() <= 1
         })
+    }
+
+    /// I1, I7: a request reaches the owner, or where the page is about to arrive, in few steps.
+    pub(crate) fn forwarding_is_bounded(&self, bounds: &Bounds) -> bool {
+        // To the home, along stale hints, to the home by the limit, and once for each change of
+        // owner while it travels.
+        let messages_max = 1 + bounds.config().hops_max + 1 + 1 + bounds.stores;
+        self.passed_on.values().all(|count| *count <= messages_max)
     }
 
     /// Whether everything ends well if from now on nothing is lost and time passes: nobody waits for

@@ -1,0 +1,687 @@
+//! A small world with sections, a lock and rounds of stabilisation: programs follow scripts, what is
+//! captured becomes the stable state at the commit, and no section may be in it by half. Read
+//! [`Script`] and [`World`] first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use stead_coherence::planted::Bug;
+use stead_coherence::{
+    Access, ClusterConfig, ClusterId, Config, DomainId, Effect, Effects, Event, Manager, Message,
+    Outcome, PageKey, Policy, RoundId, Site, SiteId, Source, Version, View,
+};
+
+pub(crate) const DOMAIN: DomainId = DomainId(1);
+/// Pages whose homes are different sites, and the lock.
+pub(crate) const PAGES: [PageKey; 2] = [PageKey::new(1, 5 * 64), PageKey::new(1, 64)];
+const LOCK: PageKey = PageKey::new(2, 0);
+
+/// What a section does, in order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Op {
+    Lock,
+    Unlock,
+    Read(usize),
+    Write(usize),
+}
+
+/// A mutating section at a site. Section `n` leaves bit `n` in every page that it writes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Script {
+    pub(crate) site: usize,
+    pub(crate) ops: &'static [Op],
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) manager: Manager,
+    pub(crate) policy: Policy,
+    pub(crate) sites: u16,
+    pub(crate) scripts: Vec<Script>,
+    /// Sites that ask for a stabilisation, once for each mention.
+    pub(crate) rounds: Vec<usize>,
+    pub(crate) losses: u8,
+    pub(crate) early_ticks: u8,
+    pub(crate) give_ups: u8,
+    pub(crate) crashes: u8,
+    pub(crate) bug: Option<Bug>,
+}
+
+impl Bounds {
+    pub(crate) fn new(scripts: Vec<Script>, rounds: Vec<usize>) -> Bounds {
+        Bounds {
+            manager: Manager::Dynamic,
+            policy: Policy::Invalidate,
+            sites: 3,
+            scripts,
+            rounds,
+            losses: 0,
+            early_ticks: 0,
+            give_ups: 0,
+            crashes: 0,
+            bug: None,
+        }
+    }
+
+    fn config(&self) -> Config {
+        let pages = ClusterConfig {
+            id: ClusterId(1),
+            manager: self.manager,
+            policy: self.policy,
+            domain: Some(DOMAIN),
+        };
+        let locks = ClusterConfig { id: ClusterId(2), policy: Policy::Lock, domain: None, ..pages };
+        let mut config = Config::new(vec![pages, locks]);
+        config.retry_us = 0;
+        config.hold_us = 0;
+        // Rounds end by `Step::GiveUp` here, when the checker chooses.
+        config.gate_us = 1;
+        config.planted = self.bug;
+        config
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Letter {
+    to: usize,
+    from: SiteId,
+    view: u32,
+    message: Message,
+    bodies: Vec<(PageKey, u16)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+struct Frame {
+    access: Access,
+    /// Which sections wrote here.
+    body: Option<u16>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Progress {
+    Before,
+    /// The next operation; whether a fault is being waited for.
+    Inside(u8, bool),
+    Done,
+    /// Its site died, or it was undone.
+    Gone,
+}
+
+/// Work that a site was asked to do and has not done yet.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Task {
+    Capture(PageKey, Version, RoundId),
+    Persist(RoundId),
+    Commit(RoundId),
+    AskFate(RoundId),
+    Undo(SiteId),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Step {
+    Go(usize),
+    Deliver(Letter),
+    Lose(Letter),
+    Tick(usize),
+    Drained(usize),
+    Do(usize, Task),
+    Stabilise(usize),
+    GiveUp(usize),
+    Crash(usize),
+    LearnView(usize),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct World {
+    sites: Vec<Option<Site>>,
+    frames: Vec<[Frame; 2]>,
+    progress: Vec<Progress>,
+    /// For each section the sections whose writes it has seen.
+    seen_by: Vec<u16>,
+    gates: Vec<bool>,
+    drained: Vec<bool>,
+    letters: BTreeSet<Letter>,
+    tasks: BTreeSet<(usize, Task)>,
+    /// What is captured for rounds that are not committed: by site, round and page.
+    kept: BTreeMap<(usize, RoundId, PageKey), (Version, u16)>,
+    members: BTreeMap<RoundId, Vec<usize>>,
+    stable: [u16; 2],
+    committed: BTreeSet<RoundId>,
+    /// Sections that were over at a site when it asked for a stabilisation.
+    promised: Vec<Option<u16>>,
+    left: Left,
+    view: Arc<View>,
+    broken: Option<&'static str>,
+    pub(crate) seen: Seen,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Left {
+    rounds: Vec<usize>,
+    losses: u8,
+    early_ticks: u8,
+    give_ups: u8,
+    crashes: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) committed_by: usize,
+    pub(crate) all_stable: bool,
+    pub(crate) aborted: bool,
+    pub(crate) captured_before_giving: bool,
+    pub(crate) went_back: bool,
+    pub(crate) lock_moved: bool,
+}
+
+impl World {
+    pub(crate) fn new(bounds: &Bounds) -> World {
+        let view = Arc::new(View::first(bounds.sites));
+        let config = Arc::new(bounds.config());
+        let count = bounds.sites as usize;
+        let site = |i| Some(Site::new(SiteId::new(i), config.clone(), view.clone()));
+        World {
+            sites: (0..bounds.sites).map(site).collect(),
+            frames: vec![[Frame::default(); 2]; count],
+            progress: vec![Progress::Before; bounds.scripts.len()],
+            seen_by: vec![0; bounds.scripts.len()],
+            gates: vec![false; count],
+            drained: vec![false; count],
+            letters: BTreeSet::new(),
+            tasks: BTreeSet::new(),
+            kept: BTreeMap::new(),
+            members: BTreeMap::new(),
+            stable: [0; 2],
+            committed: BTreeSet::new(),
+            promised: vec![None; count],
+            left: Left {
+                rounds: bounds.rounds.clone(),
+                losses: bounds.losses,
+                early_ticks: bounds.early_ticks,
+                give_ups: bounds.give_ups,
+                crashes: bounds.crashes,
+            },
+            view,
+            broken: None,
+            seen: Seen::default(),
+        }
+    }
+
+    pub(crate) fn steps(&self, bounds: &Bounds, steps: &mut Vec<Step>) {
+        for (section, script) in bounds.scripts.iter().enumerate() {
+            if self.can_go(section, script) {
+                steps.push(Step::Go(section));
+            }
+        }
+        for letter in &self.letters {
+            steps.push(Step::Deliver(letter.clone()));
+            if self.left.losses > 0 {
+                steps.push(Step::Lose(letter.clone()));
+            }
+        }
+        for (site, task) in &self.tasks {
+            steps.push(Step::Do(*site, *task));
+        }
+        for (i, site) in self.sites.iter().enumerate() {
+            let Some(site) = site else { continue };
+            if site.view().number() < self.view.number() {
+                steps.push(Step::LearnView(i));
+            }
+            if self.can_drain(bounds, i) {
+                steps.push(Step::Drained(i));
+            }
+            if self.left.early_ticks > 0 || self.letters.is_empty() && self.tasks.is_empty() {
+                steps.push(Step::Tick(i));
+            }
+            if self.left.rounds.contains(&i) && self.promised[i].is_none() {
+                steps.push(Step::Stabilise(i));
+            }
+            if self.left.give_ups > 0 && self.promised[i].is_some() {
+                steps.push(Step::GiveUp(i));
+            }
+            if self.left.crashes > 0 {
+                steps.push(Step::Crash(i));
+            }
+        }
+    }
+
+    fn can_go(&self, section: usize, script: &Script) -> bool {
+        let alive = self.sites[script.site].is_some();
+        let doomed = self.tasks.iter().any(|(s, t)| *s == script.site && matches!(t, Task::Undo(_)));
+        alive
+            && match self.progress[section] {
+                Progress::Before => !self.gates[script.site] && !doomed,
+                Progress::Inside(_, waits) => !waits && !doomed,
+                Progress::Done | Progress::Gone => false,
+            }
+    }
+
+    fn can_drain(&self, bounds: &Bounds, site: usize) -> bool {
+        self.gates[site] && !self.drained[site] && !self.is_inside(bounds, site)
+    }
+
+    fn is_inside(&self, bounds: &Bounds, site: usize) -> bool {
+        let inside = |p: &Progress| matches!(p, Progress::Inside(..));
+        bounds.scripts.iter().zip(&self.progress).any(|(s, p)| s.site == site && inside(p))
+    }
+
+    pub(crate) fn take(&mut self, bounds: &Bounds, step: Step) {
+        match step {
+            Step::Go(section) => self.go(bounds, section),
+            Step::Deliver(letter) => {
+                self.letters.remove(&letter);
+                self.deliver(bounds, &letter);
+            }
+            Step::Lose(letter) => {
+                self.left.losses -= 1;
+                self.letters.remove(&letter);
+            }
+            Step::Tick(site) => {
+                if !(self.letters.is_empty() && self.tasks.is_empty()) {
+                    self.left.early_ticks -= 1;
+                }
+                self.handle(bounds, site, Event::Tick, &[]);
+            }
+            Step::Drained(site) => {
+                self.drained[site] = true;
+                self.handle(bounds, site, Event::Drained { domain: DOMAIN }, &[]);
+            }
+            Step::Do(site, task) => {
+                self.tasks.remove(&(site, task));
+                self.work(bounds, site, task);
+            }
+            Step::Stabilise(site) => {
+                let at = self.left.rounds.iter().position(|s| *s == site).unwrap();
+                self.left.rounds.remove(at);
+                let over = |(n, s): (usize, &Script)| {
+                    s.site == site && self.progress[n] == Progress::Done
+                };
+                let scripts = bounds.scripts.iter().enumerate();
+                let promised = scripts.filter(|x| over(*x)).fold(0, |m, (n, _)| m | 1 << n);
+                self.promised[site] = Some(promised);
+                self.handle(bounds, site, Event::Stabilise { domain: DOMAIN }, &[]);
+            }
+            Step::GiveUp(site) => {
+                self.left.give_ups -= 1;
+                self.handle(bounds, site, Event::GiveUp { domain: DOMAIN }, &[]);
+            }
+            Step::Crash(site) => {
+                self.left.crashes -= 1;
+                self.crash(bounds, site);
+            }
+            Step::LearnView(site) => {
+                self.letters.retain(|l| l.to != site || l.view >= self.view.number());
+                self.handle(bounds, site, Event::View(self.view.clone()), &[]);
+            }
+        }
+    }
+
+    fn crash(&mut self, bounds: &Bounds, site: usize) {
+        self.sites[site] = None;
+        self.frames[site] = [Frame::default(); 2];
+        self.letters.retain(|l| l.to != site);
+        self.tasks.retain(|(s, _)| *s != site);
+        self.promised[site] = None;
+        self.left.rounds.retain(|s| *s != site);
+        for (script, progress) in bounds.scripts.iter().zip(&mut self.progress) {
+            if script.site == site {
+                *progress = Progress::Gone;
+            }
+        }
+        self.view = Arc::new(self.view.without(SiteId::new(site as u16)));
+    }
+
+    /// A section's next operation: done, or a fault.
+    fn go(&mut self, bounds: &Bounds, section: usize) {
+        let script = &bounds.scripts[section];
+        let site = script.site;
+        let at = match self.progress[section] {
+            Progress::Inside(at, _) => at,
+            _ => 0,
+        };
+        self.progress[section] = Progress::Inside(at, false);
+        let done = match script.ops[at as usize] {
+            Op::Lock => {
+                self.progress[section] = Progress::Inside(at, true);
+                self.handle(bounds, site, Event::Lock { lock: LOCK, with: Some(PAGES[0]) }, &[]);
+                return;
+            }
+            Op::Unlock => {
+                self.handle(bounds, site, Event::Unlock { lock: LOCK }, &[]);
+                true
+            }
+            Op::Read(page) => self.touch(bounds, section, page, false),
+            Op::Write(page) => self.touch(bounds, section, page, true),
+        };
+        if done {
+            self.advance(bounds, section);
+        }
+    }
+
+    fn advance(&mut self, bounds: &Bounds, section: usize) {
+        if let Progress::Inside(at, _) = self.progress[section] {
+            let last = at as usize + 1 == bounds.scripts[section].ops.len();
+            self.progress[section] =
+                if last { Progress::Done } else { Progress::Inside(at + 1, false) };
+        }
+    }
+
+    fn touch(&mut self, bounds: &Bounds, section: usize, page: usize, write: bool) -> bool {
+        let site = bounds.scripts[section].site;
+        let enough = if write { Access::Write } else { Access::Read };
+        let frame = &mut self.frames[site][page];
+        if frame.access >= enough {
+            let body = frame.body.unwrap_or_default();
+            self.seen_by[section] |= body;
+            if write {
+                frame.body = Some(body | 1 << section);
+            }
+            return true;
+        }
+        if let Progress::Inside(at, _) = self.progress[section] {
+            self.progress[section] = Progress::Inside(at, true);
+        }
+        self.handle(bounds, site, Event::Fault { page: PAGES[page], run: 0, write }, &[]);
+        false
+    }
+
+    fn deliver(&mut self, bounds: &Bounds, letter: &Letter) {
+        let event = Event::Message {
+            from: letter.from,
+            view: letter.view,
+            message: letter.message.clone(),
+        };
+        self.handle(bounds, letter.to, event, &letter.bodies);
+    }
+
+    fn work(&mut self, bounds: &Bounds, site: usize, task: Task) {
+        match task {
+            Task::Capture(page, version, round) => {
+                let body = self.body_of(site, page);
+                let kept = self.kept.entry((site, round, page)).or_insert((version, body));
+                if version >= kept.0 {
+                    *kept = (version, body);
+                }
+                self.handle(bounds, site, Event::Captured { page, round }, &[]);
+            }
+            Task::Persist(round) => {
+                self.handle(bounds, site, Event::Persisted { round, domain: DOMAIN }, &[]);
+            }
+            Task::Commit(round) => {
+                for at in 0..2 {
+                    let of_page = self.kept.iter().filter(|((s, r, p), _)| {
+                        *r == round && *p == PAGES[at] && self.members[&round].contains(s)
+                    });
+                    // I20: the highest version of a page in the round is its stable state.
+                    if let Some((_, (_, body))) = of_page.max_by_key(|(_, (version, _))| *version) {
+                        self.stable[at] = *body;
+                    }
+                }
+                self.kept.retain(|(_, r, _), _| *r != round);
+                self.committed.insert(round);
+                self.seen.committed_by = self.seen.committed_by.max(self.members[&round].len());
+                self.handle(bounds, site, Event::Committed { round, domain: DOMAIN }, &[]);
+            }
+            Task::AskFate(round) => {
+                let committed = self.committed.contains(&round);
+                let event = Event::Fate { round, domain: DOMAIN, committed };
+                self.handle(bounds, site, event, &[]);
+            }
+            Task::Undo(because) => {
+                for (script, progress) in bounds.scripts.iter().zip(&mut self.progress) {
+                    if script.site == site && matches!(progress, Progress::Inside(..)) {
+                        *progress = Progress::Gone;
+                    }
+                }
+                if self.sites[site].as_ref().is_some_and(|s| s.page(LOCK).locked) {
+                    self.handle(bounds, site, Event::Unlock { lock: LOCK }, &[]);
+                }
+                let event = Event::GoBack { domain: DOMAIN, because };
+                self.handle(bounds, site, event, &[]);
+                self.seen.went_back = true;
+            }
+        }
+    }
+
+    fn body_of(&self, site: usize, page: PageKey) -> u16 {
+        let at = place(page);
+        self.frames[site][at].body.unwrap_or(self.stable[at])
+    }
+
+    fn handle(&mut self, bounds: &Bounds, i: usize, event: Event, bodies: &[(PageKey, u16)]) {
+        let Some(mut site) = self.sites[i].take() else { return };
+        let mut effects = Effects::new();
+        site.handle(0, event, &mut effects);
+        self.sites[i] = Some(site);
+        let effects: Vec<Effect> = effects.drain().collect();
+        for effect in effects {
+            self.perform(bounds, i, effect, bodies);
+        }
+    }
+
+    fn perform(&mut self, bounds: &Bounds, i: usize, effect: Effect, bodies: &[(PageKey, u16)]) {
+        match effect {
+            Effect::Send { to, view, message } => self.post(i, to, view, message),
+            Effect::Fill { page, source } => {
+                let body = match source {
+                    Source::Store => Some(self.stable[place(page)]),
+                    Source::Message => bodies.iter().find(|(p, _)| *p == page).map(|(_, b)| *b),
+                };
+                if body.is_none() {
+                    self.broken = Some("filled from a message without body");
+                }
+                self.frames[i][place(page)].body = body;
+            }
+            Effect::Map { page, access } => {
+                let frame = &mut self.frames[i][place(page)];
+                frame.access = access;
+                if frame.body.is_none() {
+                    self.broken = Some("mapped a frame without body");
+                }
+                self.wake(bounds, i, |op| match op {
+                    Op::Read(at) | Op::Write(at) => PAGES[at] == page,
+                    Op::Lock | Op::Unlock => false,
+                });
+            }
+            Effect::Protect { page } => self.frames[i][place(page)].access = Access::Read,
+            Effect::Revoke { page, keep } => {
+                let frame = &mut self.frames[i][place(page)];
+                frame.access = Access::None;
+                if !keep {
+                    frame.body = None;
+                }
+            }
+            Effect::Release { page } => self.frames[i][place(page)].body = None,
+            Effect::Locked { .. } => {
+                let waits = |(n, s): &(usize, &Script)| {
+                    let Progress::Inside(at, true) = self.progress[*n] else { return false };
+                    s.site == i && s.ops[at as usize] == Op::Lock
+                };
+                let first = bounds.scripts.iter().enumerate().find(waits);
+                self.seen.lock_moved |= i != 0;
+                match first {
+                    Some((section, _)) => self.advance(bounds, section),
+                    // The section was undone while it waited.
+                    None => self.handle(bounds, i, Event::Unlock { lock: LOCK }, &[]),
+                }
+            }
+            Effect::Capture { page, version, round } => {
+                self.seen.captured_before_giving |= self.gates[i];
+                self.tasks.insert((i, Task::Capture(page, version, round)));
+            }
+            Effect::CloseGate { .. } => {
+                self.gates[i] = true;
+                self.drained[i] = false;
+            }
+            Effect::OpenGate { .. } => self.gates[i] = false,
+            Effect::Persist { round, .. } => {
+                self.tasks.insert((i, Task::Persist(round)));
+            }
+            Effect::Commit { round, members, .. } => {
+                self.members
+                    .insert(round, members.iter().map(|s| usize::from(s.get())).collect());
+                self.tasks.insert((i, Task::Commit(round)));
+            }
+            Effect::DropCaptures { round, .. } => {
+                self.kept.retain(|(s, r, _), _| (*s, *r) != (i, round));
+                let of_round = |t: &Task| match t {
+                    Task::Capture(_, _, r) | Task::Persist(r) => *r == round,
+                    Task::Commit(_) | Task::AskFate(_) | Task::Undo(_) => false,
+                };
+                self.tasks.retain(|(s, t)| *s != i || !of_round(t));
+            }
+            Effect::AskFate { round, .. } => {
+                // A dead coordinator's commit either has been or never will be.
+                self.tasks.insert((i, Task::AskFate(round)));
+            }
+            Effect::RoundEnded { outcome, .. } => match outcome {
+                Outcome::Stable { .. } => {
+                    let promised = self.promised[i].take().unwrap_or_default();
+                    if promised & !(self.stable[0] | self.stable[1]) != 0 {
+                        self.broken = Some("said to be stable and is not");
+                    }
+                    let all = (1 << bounds.scripts.len()) - 1;
+                    self.seen.all_stable |= (self.stable[0] | self.stable[1]) == all;
+                }
+                Outcome::Aborted { .. } => {
+                    self.promised[i] = None;
+                    self.seen.aborted = true;
+                }
+            },
+            Effect::Doomed { because, .. } => {
+                self.tasks.insert((i, Task::Undo(because)));
+            }
+            Effect::Lost { .. } | Effect::Rebuilt { .. } => {}
+        }
+    }
+
+    fn wake(&mut self, bounds: &Bounds, site: usize, waits_for: impl Fn(Op) -> bool) {
+        for (script, progress) in bounds.scripts.iter().zip(&mut self.progress) {
+            if let Progress::Inside(at, true) = *progress
+                && script.site == site
+                && waits_for(script.ops[at as usize])
+            {
+                *progress = Progress::Inside(at, false);
+            }
+        }
+    }
+
+    fn post(&mut self, from: usize, to: SiteId, view: u32, message: Message) {
+        let body = |page: PageKey| (page, self.body_of(from, page));
+        let bodies: Vec<(PageKey, u16)> = match &message {
+            Message::Copies { first, more, .. } => {
+                std::iter::once(first).chain(more).map(|c| body(c.page)).collect()
+            }
+            Message::Grants { first, more } => {
+                std::iter::once(first).chain(more).filter(|g| g.body).map(|g| body(g.page)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let to = usize::from(to.get());
+        if self.sites[to].is_some() {
+            let from = SiteId::new(from as u16);
+            self.letters.insert(Letter { to, from, view, message, bodies });
+        }
+    }
+
+    // What must hold.
+
+    /// I11 in this world.
+    pub(crate) fn single_writer(&self) -> bool {
+        (0..2).all(|page| {
+            let count = |a| self.frames.iter().filter(|f| f[page].access == a).count();
+            count(Access::Write) == 0 || count(Access::Write) == 1 && count(Access::Read) == 0
+        })
+    }
+
+    /// I17: one thread has the lock.
+    pub(crate) fn one_lock_holder(&self) -> bool {
+        self.sites.iter().flatten().filter(|s| s.page(LOCK).locked).count() <= 1
+    }
+
+    /// I18: each section whose writes are stable is stable in all that it wrote, and so is each
+    /// section that it has seen.
+    pub(crate) fn stable_is_whole(&self, bounds: &Bounds) -> bool {
+        self.is_whole(bounds, self.stable)
+    }
+
+    fn is_whole(&self, bounds: &Bounds, pages: [u16; 2]) -> bool {
+        let present = pages[0] | pages[1];
+        bounds.scripts.iter().enumerate().all(|(section, script)| {
+            let bit = 1 << section;
+            let writes = |op: &Op| match op {
+                Op::Write(page) => pages[*page] & bit != 0,
+                _ => true,
+            };
+            present & bit == 0
+                || script.ops.iter().all(writes) && self.seen_by[section] & !present == 0
+        })
+    }
+
+    pub(crate) fn is_sound(&self) -> bool {
+        self.broken.is_none()
+    }
+
+    pub(crate) fn nothing_under_way(&self) -> bool {
+        self.letters.is_empty() && self.tasks.is_empty()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        let over = |p: &Progress| matches!(p, Progress::Done | Progress::Gone);
+        self.progress.iter().all(over) && self.left.rounds.is_empty() && self.nothing_under_way()
+    }
+
+    /// I19: if from now on nothing is lost and time passes, sections end, rounds end, and memory has
+    /// no section by half.
+    pub(crate) fn completes(&self, bounds: &Bounds) -> bool {
+        let mut world = self.clone();
+        world.left.rounds.clear();
+        for _ in 0..60 {
+            for _ in 0..1000 {
+                let mut steps = Vec::new();
+                world.steps(bounds, &mut steps);
+                let useful = steps.into_iter().find(|step| match step {
+                    Step::Deliver(_) | Step::Do(..) | Step::Drained(_) | Step::LearnView(_) => true,
+                    // Nobody need begin a section; whoever is in one goes on.
+                    Step::Go(section) => !matches!(world.progress[*section], Progress::Before),
+                    _ => false,
+                });
+                let Some(step) = useful else { break };
+                world.take(bounds, step);
+            }
+            let idle = |s: &Site| s.busy_count() == 0 && s.is_ready();
+            let inside = (0..world.sites.len()).any(|s| world.is_inside(bounds, s));
+            let gated = world.sites.iter().zip(&world.gates).any(|(s, g)| s.is_some() && *g);
+            let rounds = world.promised.iter().any(Option::is_some);
+            if !inside
+                && !gated
+                && !rounds
+                && world.nothing_under_way()
+                && world.sites.iter().flatten().all(idle)
+            {
+                return world.single_writer()
+                    && world.stable_is_whole(bounds)
+                    && world.is_whole(bounds, world.memory());
+            }
+            for i in 0..world.sites.len() {
+                world.handle(bounds, i, Event::Tick, &[]);
+            }
+        }
+        false
+    }
+
+    /// What a program would read of each page.
+    fn memory(&self) -> [u16; 2] {
+        let owner = |at: usize| {
+            let owns = |(_, s): &(usize, &Option<Site>)| {
+                s.as_ref().is_some_and(|s| s.page(PAGES[at]).owner)
+            };
+            self.sites.iter().enumerate().find(owns).map(|(i, _)| i)
+        };
+        [0, 1].map(|at| owner(at).map_or(self.stable[at], |i| self.body_of(i, PAGES[at])))
+    }
+}
+
+fn place(page: PageKey) -> usize {
+    PAGES.iter().position(|p| *p == page).expect("a page of this world")
+}
