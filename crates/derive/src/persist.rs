@@ -4,8 +4,8 @@ use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{
-    Data, DataEnum, DataStruct, DeriveInput, Error, Fields, Ident, Index, Lifetime,
-    Member, Result, Type, parse_quote,
+    Data, DataEnum, DataStruct, DeriveInput, Error, Fields, Ident, Index, Lifetime, Member, Result,
+    Type, parse_quote,
 };
 
 use crate::attributes::Attributes;
@@ -58,7 +58,9 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     if let Some(what) = &attributes.packed_or_aligned {
         return Err(Error::new(
             what.span(),
-            format!("`{name}` cannot live in a container with repr({what}): its fields stand at their natural alignment"),
+            format!(
+                "`{name}` cannot live in a container with repr({what}): its fields stand at their natural alignment"
+            ),
         ));
     }
     let brand = match lifetimes.first() {
@@ -71,7 +73,9 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
         Data::Union(data) => {
             return Err(Error::new(
                 data.union_token.span,
-                format!("`{name}` cannot live in a container: what a union holds cannot be described. Use an enum with #[repr(C, u32)]"),
+                format!(
+                    "`{name}` cannot live in a container: what a union holds cannot be described. Use an enum with #[repr(C, u32)]"
+                ),
             ));
         }
     };
@@ -173,11 +177,7 @@ fn implementation(
 }
 
 /// The descriptions of fields whose offsets are given as expressions.
-fn descriptions(
-    rt: &syn::Path,
-    fields: &[Field<'_>],
-    offsets: &[TokenStream],
-) -> TokenStream {
+fn descriptions(rt: &syn::Path, fields: &[Field<'_>], offsets: &[TokenStream]) -> TokenStream {
     let all = fields.iter().zip(offsets).map(|(field, offset)| {
         let (name, ty) = (&field.name, field.ty);
         quote_spanned! { ty.span() =>
@@ -256,7 +256,9 @@ fn enumeration(
         (true, ..) => {
             return Err(Error::new(
                 name.span(),
-                format!("`{name}` has variants with data: its layout is fixed by #[repr(C, u32)]. Add it"),
+                format!(
+                    "`{name}` has variants with data: its layout is fixed by #[repr(C, u32)]. Add it"
+                ),
             ));
         }
         (false, _, Some("u8")) => 1,
@@ -265,12 +267,17 @@ fn enumeration(
         (false, ..) => {
             return Err(Error::new(
                 name.span(),
-                format!("`{name}` has no fixed layout: add #[repr(u8)], #[repr(u16)] or #[repr(u32)]"),
+                format!(
+                    "`{name}` has no fixed layout: add #[repr(u8)], #[repr(u16)] or #[repr(u32)]"
+                ),
             ));
         }
     };
     if data.variants.is_empty() {
-        return Err(Error::new(name.span(), format!("`{name}` has no variants, so no value to store")));
+        return Err(Error::new(
+            name.span(),
+            format!("`{name}` has no variants, so no value to store"),
+        ));
     }
     let tag: Ident = format_ident!("u{}", u32::from(tag_bytes) * 8);
 

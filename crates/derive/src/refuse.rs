@@ -49,11 +49,9 @@ pub(crate) fn field_type(field: &str, ty: &Type) -> Result<(), Error> {
             "the layout of a tuple is not fixed",
             "Use a struct with #[derive(Persist)] #[repr(C)]",
         ),
-        Type::Slice(_) => refuse(
-            ty.span(),
-            "its size is not known",
-            "Use `Vec<'s, T>` or an array",
-        ),
+        Type::Slice(_) => {
+            refuse(ty.span(), "its size is not known", "Use `Vec<'s, T>` or an array")
+        }
         Type::Never(_) | Type::Infer(_) | Type::Macro(_) => {
             refuse(ty.span(), "its layout cannot be seen here", "Name a type")
         }
@@ -79,12 +77,11 @@ fn path(field: &str, ty: &TypePath) -> Result<(), Error> {
         ("BTreeMap" | "BTreeSet" | "HashSet" | "VecDeque" | "LinkedList" | "BinaryHeap", _) => {
             Some("Use `Vec<'s, T>` or `HashMap<'s, K, V>`")
         }
-        ("Instant" | "SystemTime" | "Duration", _) => {
-            Some("Use a number of nanoseconds, `u64`")
-        }
-        ("AtomicU64" | "AtomicU32" | "AtomicUsize" | "AtomicI64" | "AtomicI32" | "AtomicBool", _) => {
-            Some("Use `Counter<'s>`")
-        }
+        ("Instant" | "SystemTime" | "Duration", _) => Some("Use a number of nanoseconds, `u64`"),
+        (
+            "AtomicU64" | "AtomicU32" | "AtomicUsize" | "AtomicI64" | "AtomicI32" | "AtomicBool",
+            _,
+        ) => Some("Use `Counter<'s>`"),
         ("AtomicPtr" | "NonNull", _) => Some("Use `Ptr<'s, T>`"),
         ("Box", true) => Some("Use stead's `Box<'s, T>`, or `Ptr<'s, T>`"),
         ("Vec", true) => Some("Use stead's `Vec<'s, T>`"),

@@ -33,7 +33,10 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
             quote!(match self { #(#arms)* })
         }
         Data::Union(_) => {
-            return Err(Error::new(name.span(), "a union cannot be hashed: what it holds is not known"));
+            return Err(Error::new(
+                name.span(),
+                "a union cannot be hashed: what it holds is not known",
+            ));
         }
     };
     let mut generics = input.generics.clone();

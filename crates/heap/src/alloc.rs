@@ -209,8 +209,7 @@ impl Shared {
         if let Some(number) = registry.checked(ty) {
             return Ok(number);
         }
-        let fresh =
-            registry.compare(ty).map_err(|e| AllocError::OtherType(Box::new(e)))?;
+        let fresh = registry.compare(ty).map_err(|e| AllocError::OtherType(Box::new(e)))?;
         if !fresh.is_empty() {
             self.append_types(&mut registry, fresh)?;
         }
@@ -222,11 +221,7 @@ impl Shared {
     }
 
     /// Appends descriptions to the type table. Not undone with the section: a description does no harm.
-    fn append_types(
-        &self,
-        registry: &mut Registry,
-        fresh: Vec<Fresh>,
-    ) -> Result<(), AllocError> {
+    fn append_types(&self, registry: &mut Registry, fresh: Vec<Fresh>) -> Result<(), AllocError> {
         // SAFETY: window 0 is always mapped.
         let header = unsafe { header(self.base) };
         let mut records = Vec::new();
@@ -319,7 +314,8 @@ impl Shared {
         };
         let windows = pages.clusters[usize::from(cluster)].clone();
         for &w in &windows {
-            let window = pages.windows[w as usize].as_mut().expect("a cluster's window is assigned");
+            let window =
+                pages.windows[w as usize].as_mut().expect("a cluster's window is assigned");
             if let Some(&(length, start)) = window.by_length.range((count, 0)..).next() {
                 window.remove_run(start, length);
                 if length > count {
@@ -333,7 +329,8 @@ impl Shared {
             }
         }
         for &w in &windows {
-            let window = pages.windows[w as usize].as_mut().expect("a cluster's window is assigned");
+            let window =
+                pages.windows[w as usize].as_mut().expect("a cluster's window is assigned");
             if window.end + count <= WINDOW_PAGES {
                 return Ok(self.append(w, window, count));
             }
@@ -355,8 +352,8 @@ impl Shared {
             let page_of = |p: u32| descriptor_address(base, p) & !(PAGE_SIZE - 1);
             let (first, last) = (page_of(from), page_of(to - 1));
             // The page that `from` shares with pages before it was asked for with them.
-            let first =
-                if from % (PAGE_SIZE / DESCRIPTOR_SIZE) as u32 == 0 || from == FIRST_PAGE { first } else { first + PAGE_SIZE };
+            let whole = from.is_multiple_of((PAGE_SIZE / DESCRIPTOR_SIZE) as u32);
+            let first = if whole || from == FIRST_PAGE { first } else { first + PAGE_SIZE };
             if first <= last {
                 self.ground.ask(first, last + PAGE_SIZE - first);
             }
@@ -518,7 +515,8 @@ impl Shared {
     fn sweep(&self, pages: &mut Pages, cluster: u16) -> bool {
         for w in pages.clusters[usize::from(cluster)].clone() {
             let base = self.window(w);
-            let window = pages.windows[w as usize].as_mut().expect("a cluster's window is assigned");
+            let window =
+                pages.windows[w as usize].as_mut().expect("a cluster's window is assigned");
             if window.unknown_below <= FIRST_PAGE {
                 continue;
             }
@@ -762,26 +760,47 @@ struct CurrentPage {
     word: u32,
 }
 
+/// A thread's caches for all arenas that it met. They do not move while they are in the list.
+#[derive(Default)]
+pub(crate) struct ThreadCaches(Vec<NonNull<ThreadCache>>);
+
+impl Drop for ThreadCaches {
+    fn drop(&mut self) {
+        for cache in self.0.drain(..) {
+            // SAFETY: made by Box::into_raw in `for_arena`, and in this list alone.
+            unsafe { Box::from_raw(cache.as_ptr()) }.give_back();
+        }
+    }
+}
+
 impl ThreadCache {
     /// This thread's cache for an arena; it lives as long as the thread's journal.
     #[cold]
     #[inline(never)]
-    pub(crate) fn for_arena(caches: &mut Vec<Box<ThreadCache>>, shared: &Arc<Shared>) -> *mut Self {
-        caches.retain(|c| c.shared.strong_count() > 0);
-        if let Some(cache) = caches.iter_mut().find(|c| c.serial == shared.serial) {
-            return &raw mut **cache;
+    pub(crate) fn for_arena(caches: &mut ThreadCaches, shared: &Arc<Shared>) -> *mut Self {
+        // SAFETY: the list owns its caches, and nobody refers to one now.
+        let of = |c: NonNull<ThreadCache>| unsafe { c.as_ref() };
+        let found = caches.0.iter().find(|c| of(**c).serial == shared.serial);
+        if let Some(cache) = found {
+            return cache.as_ptr();
+        }
+        let closed = |c: &mut NonNull<ThreadCache>| of(*c).shared.strong_count() == 0;
+        for cache in caches.0.extract_if(.., closed) {
+            // SAFETY: made by Box::into_raw below, and no longer in the list.
+            drop(unsafe { Box::from_raw(cache.as_ptr()) });
         }
         let none = CurrentPage { type_key: 0, sort: 0, address: 0, slot_count: 0, word: 0 };
-        caches.push(Box::new(ThreadCache {
+        let cache = Box::into_raw(Box::new(ThreadCache {
             shared: Arc::downgrade(shared),
             serial: shared.serial,
             pages: [none; CACHE_SIZE],
         }));
-        &raw mut **caches.last_mut().expect("just pushed")
+        caches.0.extend(NonNull::new(cache));
+        cache
     }
 
     /// Makes this thread's pages findable by others.
-    pub(crate) fn give_back(&mut self) {
+    fn give_back(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
         let mut pages = shared.pages();
         for current in &mut self.pages {

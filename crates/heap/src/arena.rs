@@ -230,7 +230,11 @@ impl Arena {
         let at = address as usize;
         let page = page_in_window(at);
         let in_window_0 = window_base(at) == found.base.0;
-        if !in_window_0 || page < FIRST_PAGE || page >= segment_ends[0] || at % PAGE_SIZE != 0 {
+        if !in_window_0
+            || page < FIRST_PAGE
+            || page >= segment_ends[0]
+            || !at.is_multiple_of(PAGE_SIZE)
+        {
             return Err(damaged);
         }
         // SAFETY: a page of window 0.
@@ -317,7 +321,7 @@ impl Arena {
         let tx = unsafe { Tx::new(section.journal, &self.shared, section.number) };
         // SAFETY: extends the borrow to the brand that `f` is given; `tx` lives until the end of this
         // function, and `f` can keep nothing that has the brand.
-        let tx = unsafe { &*(&raw const tx) };
+        let tx = unsafe { NonNull::from(&tx).as_ref() };
         let made = f(tx).map_err(InitRootError::Closure).and_then(|value| {
             let number = self
                 .shared
@@ -372,7 +376,7 @@ impl Arena {
         // SAFETY: the root is a live value of this type (conditions of this function), shared between
         // sections that run side by side. Both references get the brand's lifetime; `f` can keep
         // nothing that has it, and what they name outlives the call of `f`.
-        let result = f(unsafe { &*root }, unsafe { &*(&raw const tx) });
+        let result = f(unsafe { &*root }, unsafe { NonNull::from(&tx).as_ref() });
         section.end(attempt, result)
     }
 
@@ -412,7 +416,7 @@ impl Arena {
         let token = unsafe { Read::new(section.journal, &self.shared, section.number) };
         let root = with_exposed_provenance(self.root_address());
         // SAFETY: as in `write`.
-        f(unsafe { &*root }, unsafe { &*(&raw const token) })
+        f(unsafe { &*root }, unsafe { NonNull::from(&token).as_ref() })
     }
 
     /// Waits until a lock is free or may have been; to be called with no section open and outside the
@@ -460,7 +464,8 @@ impl<'a> OpenSection<'a> {
     fn begin(shared: &'a Arc<Shared>, open: Open, age: u32) -> Self {
         let journal = Journal::current();
         // SAFETY: the journal lives as long as this thread.
-        let number = unsafe { journal.as_ref() }.begin_mutating(open, shared.base, shared.span, age);
+        let number =
+            unsafe { journal.as_ref() }.begin_mutating(open, shared.base, shared.span, age);
         OpenSection { journal, shared, number }
     }
 
@@ -481,7 +486,11 @@ impl<'a> OpenSection<'a> {
                 let busy = self.journal().busy.get();
                 attempt.age = self.journal().age_so_far();
                 self.undo();
-                if busy.is_null() { Ended::Undone(e) } else { Ended::Deadlock(e, BusyLock::new(busy)) }
+                if busy.is_null() {
+                    Ended::Undone(e)
+                } else {
+                    Ended::Deadlock(e, BusyLock::new(busy))
+                }
             }
         }
     }

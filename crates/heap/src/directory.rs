@@ -94,7 +94,8 @@ pub fn directory(page: &[u8; PAGE_SIZE]) -> Result<Directory, DirectoryError> {
     }
     let base = u64_at(page, offset_of!(Header, canonical_base));
     let bytes = u64::from(window_count) * WINDOW_SIZE as u64;
-    if !base.is_multiple_of(WINDOW_SIZE as u64) || base.checked_add(bytes).is_none_or(|e| e >> 47 != 0)
+    if !base.is_multiple_of(WINDOW_SIZE as u64)
+        || base.checked_add(bytes).is_none_or(|e| e >> 47 != 0)
     {
         return damaged("the base address", base);
     }
@@ -105,7 +106,10 @@ pub fn directory(page: &[u8; PAGE_SIZE]) -> Result<Directory, DirectoryError> {
         })
         .collect();
     if clusters[0] != Some(0) {
-        return damaged("the cluster of the first window", u64::from(clusters[0].unwrap_or(u16::MAX)));
+        return damaged(
+            "the cluster of the first window",
+            u64::from(clusters[0].unwrap_or(u16::MAX)),
+        );
     }
     if let Some(c) = clusters.iter().flatten().find(|c| u32::from(**c) >= window_count) {
         return damaged("the cluster of a window", u64::from(*c));

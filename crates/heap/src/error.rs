@@ -22,7 +22,9 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AllocError {
     /// More than a window holds.
-    #[error("{bytes} bytes are more than one allocation may have: it must lie in one window of 64 GiB")]
+    #[error(
+        "{bytes} bytes are more than one allocation may have: it must lie in one window of 64 GiB"
+    )]
     TooLarge {
         /// Bytes asked for.
         bytes: usize,
@@ -79,8 +81,7 @@ impl fmt::Display for OtherType {
         let (stored, program): (Vec<_>, Vec<_>) =
             (self.stored.lines().collect(), self.program.lines().collect());
         let heading = "in the container";
-        let width =
-            stored.iter().map(|l| l.chars().count()).max().unwrap_or(0).max(heading.len());
+        let width = stored.iter().map(|l| l.chars().count()).max().unwrap_or(0).max(heading.len());
         writeln!(f, "    {heading:width$}   in this program")?;
         for i in 0..stored.len().max(program.len()) {
             let (s, p) = (stored.get(i).unwrap_or(&""), program.get(i).unwrap_or(&""));

@@ -159,9 +159,8 @@ mod tests {
                 _ => rng.u8(0..4),
             });
             // SAFETY: sixteen bytes are there.
-            let (a, b) = unsafe {
-                (Group::load(bytes.as_ptr()), portable::Group::load(bytes.as_ptr()))
-            };
+            let (a, b) =
+                unsafe { (Group::load(bytes.as_ptr()), portable::Group::load(bytes.as_ptr())) };
             assert_eq!(a.vacant().0, b.vacant().0);
             assert_eq!(a.empty().0, b.empty().0);
             for byte in 0..4 {

@@ -76,7 +76,8 @@ pub(crate) struct Journal {
     pub(crate) busy: Cell<*const AtomicU64>,
     /// The allocator's cache for the arena of the mutating section.
     pub(crate) cache: Cell<*mut crate::alloc::ThreadCache>,
-    pub(crate) caches: UnsafeCell<Vec<Box<crate::alloc::ThreadCache>>>,
+    /// Given back when the thread ends.
+    pub(crate) caches: UnsafeCell<crate::alloc::ThreadCaches>,
     random: Cell<u64>,
 }
 
@@ -132,7 +133,7 @@ impl Journal {
             holds: UnsafeCell::new(Vec::with_capacity(16)),
             busy: Cell::new(ptr::null()),
             cache: Cell::new(null_mut()),
-            caches: UnsafeCell::new(Vec::new()),
+            caches: UnsafeCell::default(),
             random: Cell::new(RandomState::new().hash_one(0u64) | 1),
         }));
         CURRENT.set(journal);
@@ -376,14 +377,6 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
-    fn drop(&mut self) {
-        for cache in self.caches.get_mut() {
-            cache.give_back();
-        }
-    }
-}
-
 /// Words of the note buffer that a thread keeps from section to section.
 const NOTES_KEPT_MAX: usize = 1 << 20;
 
@@ -410,7 +403,9 @@ pub(crate) fn free_later(address: usize) {
     }
     // SAFETY: CURRENT names this thread's journal while it exists.
     let journal = unsafe { &*journal };
-    if !matches!(journal.open.get(), Open::Write | Open::Exclusive) || !journal.in_container(address) {
+    if !matches!(journal.open.get(), Open::Write | Open::Exclusive)
+        || !journal.in_container(address)
+    {
         debug_assert!(false, "a tree was dropped outside its section");
         return;
     }
@@ -437,7 +432,7 @@ fn next_age() -> u32 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     thread_local! { static MINE: Cell<u64> = const { Cell::new(0) } }
     let mut age = MINE.get();
-    if age % BLOCK == 0 {
+    if age.is_multiple_of(BLOCK) {
         age = NEXT.fetch_add(BLOCK, Ordering::Relaxed);
     }
     // 0 says "none yet", so ages count from 1 in each block, and one number of a block stays unused.

@@ -18,7 +18,8 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 pub(crate) const DESCRIPTOR_SIZE: usize = 64;
 
 /// Pages of a window that its descriptor table takes: those after page 0.
-pub(crate) const DESCRIPTOR_PAGES: u32 = (PAGES_PER_WINDOW as usize * DESCRIPTOR_SIZE / PAGE_SIZE) as u32;
+pub(crate) const DESCRIPTOR_PAGES: u32 =
+    (PAGES_PER_WINDOW as usize * DESCRIPTOR_SIZE / PAGE_SIZE) as u32;
 
 /// First page of a window's segment.
 pub(crate) const FIRST_PAGE: u32 = 1 + DESCRIPTOR_PAGES;
@@ -178,7 +179,7 @@ mod tests {
     fn classes_hold_what_they_say() {
         for bytes in 1..=SMALL_MAX {
             let class = array_bytes(bytes);
-            assert!(class >= bytes && class % GRAIN == 0 && class <= bytes.max(16) * 2);
+            assert!(class >= bytes && class.is_multiple_of(GRAIN) && class <= bytes.max(16) * 2);
         }
         assert_eq!(array_bytes(2049), 4096);
         assert_eq!(array_bytes(4097), 8192);

@@ -42,18 +42,16 @@ impl BusyLock {
 }
 
 /// Takes the lock at `lock` for the section of `locker`; returns the place of the hold in the journal.
-pub(crate) fn acquire(
-    locker: &Locker<'_>,
-    lock: *const u64,
-    want: Mode,
-) -> Result<u32, LockError> {
+pub(crate) fn acquire(locker: &Locker<'_>, lock: *const u64, want: Mode) -> Result<u32, LockError> {
     let journal = locker.journal();
     let address = lock.expose_provenance();
     if !locker.shared().contains(address) {
         // The lock is in a value on the stack: no other thread can see it.
         return match held_already(locker, address, want)? {
             Held::Again(at) => Ok(at),
-            Held::New | Held::Upgrade(_) => Ok(push_hold(journal, address, ptr::null(), locker.section, want)),
+            Held::New | Held::Upgrade(_) => {
+                Ok(push_hold(journal, address, ptr::null(), locker.section, want))
+            }
         };
     }
     let word_address = address.wrapping_add(locker.shared().shadow_offset);
@@ -138,7 +136,8 @@ fn upgrade(journal: &Journal, word: &AtomicU64, at: u32) -> Result<u32, LockErro
 
 fn wait_and_take(journal: &Journal, word: &AtomicU64, want: Mode) -> Result<(), LockError> {
     // SAFETY: only this thread touches the list, and nothing here calls out.
-    let holds_none = unsafe { &*journal.holds.get() }.iter().all(|h| h.word.is_null() || h.lock == 0);
+    let holds_none =
+        unsafe { &*journal.holds.get() }.iter().all(|h| h.word.is_null() || h.lock == 0);
     let age = journal.age();
     let mut spins = 0;
     let mut seen = word.load(Ordering::Relaxed);
@@ -159,7 +158,8 @@ fn wait_and_take(journal: &Journal, word: &AtomicU64, want: Mode) -> Result<(), 
             continue;
         }
         let younger = |other: u32| (other.wrapping_sub(age) as i32) > 0;
-        if !holds_none && !(state & WRITER != 0 && younger((seen >> 32) as u32)) {
+        let may_wait = holds_none || (state & WRITER != 0 && younger((seen >> 32) as u32));
+        if !may_wait {
             journal.busy.set(word);
             return Err(LockError::Deadlock);
         }
@@ -192,7 +192,13 @@ fn low_half(word: &AtomicU64) -> &AtomicU32 {
     unsafe { &*ptr::from_ref(word).cast::<AtomicU32>() }
 }
 
-fn push_hold(journal: &Journal, lock: usize, word: *const AtomicU64, section: u32, mode: Mode) -> u32 {
+fn push_hold(
+    journal: &Journal,
+    lock: usize,
+    word: *const AtomicU64,
+    section: u32,
+    mode: Mode,
+) -> u32 {
     journal.touch();
     // SAFETY: only this thread touches the list, and nothing here calls out.
     let holds = unsafe { &mut *journal.holds.get() };

@@ -59,7 +59,8 @@ unsafe impl<'s, K: Persist<'s>, V: Persist<'s>> Persist<'s> for Entry<K, V> {
         let () = V::CHECK;
         assert!(align_of::<Self>() <= GRAIN);
         assert!(
-            !Self::TAGGED || (size_of::<Self>().is_power_of_two() && size_of::<Self>() <= PAGE_SIZE),
+            !Self::TAGGED
+                || (size_of::<Self>().is_power_of_two() && size_of::<Self>() <= PAGE_SIZE),
             "key or value hold an enum with pointers: pad them so that both together are a power of two, and no entry lies on two pages"
         );
     };
@@ -534,10 +535,7 @@ impl<'s, K: Persist<'s> + StableHash + Eq, V: Persist<'s>> HashMap<'s, K, V> {
         self.note_ctrl(tx, index);
         // SAFETY: both places are at most the mask.
         let (before, after) = unsafe {
-            (
-                self.group(index.wrapping_sub(WIDTH) & self.mask).empty(),
-                self.group(index).empty(),
-            )
+            (self.group(index.wrapping_sub(WIDTH) & self.mask).empty(), self.group(index).empty())
         };
         // If every window of sixteen around the slot has an empty one, no search went over it.
         let byte = if before.trailing_out() + after.leading_out() >= WIDTH {

@@ -84,7 +84,11 @@ impl Registry {
                     same.push((ty.key(), number));
                 }
                 Some(number) => {
-                    return Err(self.other_type(&self.types[number as usize], &description, &describer));
+                    return Err(self.other_type(
+                        &self.types[number as usize],
+                        &description,
+                        &describer,
+                    ));
                 }
                 None => match fresh.iter().find(|f| f.description.id == ty.id) {
                     Some(twin) if twin.description != description => {
@@ -132,9 +136,7 @@ impl Registry {
         };
         OtherType {
             name: program.name.clone(),
-            stored: show(stored, &|id| {
-                known(id).unwrap_or_else(|| format!("type {id:016x}"))
-            }),
+            stored: show(stored, &|id| known(id).unwrap_or_else(|| format!("type {id:016x}"))),
             program: show(program, &|id| {
                 in_program(id).unwrap_or_else(|| format!("type {id:016x}"))
             }),

@@ -197,7 +197,11 @@ impl<'s> Tx<'s> {
     /// # Safety
     /// A mutating section of this thread is open in `shared`, and `'s` ends before it does.
     #[inline(always)]
-    pub(crate) unsafe fn new(journal: NonNull<Journal>, shared: &Arc<Shared>, section: u32) -> Self {
+    pub(crate) unsafe fn new(
+        journal: NonNull<Journal>,
+        shared: &Arc<Shared>,
+        section: u32,
+    ) -> Self {
         Tx {
             journal,
             shared: NonNull::from(shared),
@@ -241,8 +245,7 @@ impl<'s> Tx<'s> {
         value: T,
     ) -> Result<Ptr<'s, T>, AllocError> {
         let address = std::ptr::from_ref(near).addr();
-        let cluster =
-            if self.shared().contains(address) { self.cluster_of(address) } else { 0 };
+        let cluster = if self.shared().contains(address) { self.cluster_of(address) } else { 0 };
         self.place(cluster, value)
     }
 
@@ -318,9 +321,8 @@ impl<'s> Tx<'s> {
         let mut cache = journal.cache.get();
         if cache.is_null() {
             // SAFETY: the arena outlives the section; only this thread touches the list of caches.
-            cache = unsafe {
-                ThreadCache::for_arena(&mut *journal.caches.get(), self.shared.as_ref())
-            };
+            cache =
+                unsafe { ThreadCache::for_arena(&mut *journal.caches.get(), self.shared.as_ref()) };
             journal.cache.set(cache);
         }
         // SAFETY: this thread's cache for this arena; nobody else refers to it now.
@@ -410,7 +412,11 @@ impl<'s> Read<'s> {
     /// # Safety
     /// A reading section of this thread is open in `shared`, and `'s` ends before it does.
     #[inline(always)]
-    pub(crate) unsafe fn new(journal: NonNull<Journal>, shared: &Arc<Shared>, section: u32) -> Self {
+    pub(crate) unsafe fn new(
+        journal: NonNull<Journal>,
+        shared: &Arc<Shared>,
+        section: u32,
+    ) -> Self {
         Read {
             journal,
             shared: NonNull::from(shared),

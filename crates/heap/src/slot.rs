@@ -27,7 +27,7 @@ impl<'s, T> Slot<'s, T> {
     #[inline(always)]
     pub fn get<'a, K: ReadSlots<'s>>(&'a self, _token: &'a K) -> &'a T {
         // SAFETY: a `&mut` to the content exists only while the `Exclusive` of this brand is borrowed
-        // for change, or this slot is (`as_mut`): both exclude this call. Sections of other brands on
+        // for change, or this slot is (`content_mut`): both exclude this call. Sections of other brands on
         // other threads change slots only when alone in the container.
         unsafe { &*self.0.get() }
     }
@@ -68,7 +68,7 @@ impl<'s, T> Slot<'s, T> {
 
     /// The content of a slot that is held for change itself.
     #[inline]
-    pub fn as_mut(&mut self) -> &mut T {
+    pub fn content_mut(&mut self) -> &mut T {
         self.0.get_mut()
     }
 

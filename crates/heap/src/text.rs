@@ -31,7 +31,6 @@ impl<'s> Text<'s> {
     ///
     /// # Errors
     /// If memory cannot be had.
-    #[expect(clippy::should_implement_trait, reason = "std's trait has no room for the section")]
     pub fn from_str(tx: &Tx<'s>, s: &str) -> Result<Self, AllocError> {
         let mut text = Self::new(tx);
         text.push_str(tx, s)?;

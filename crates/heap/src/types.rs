@@ -395,7 +395,11 @@ impl TypeDescription {
                 let count = r.count()?;
                 let variants = (0..count)
                     .map(|_| {
-                        Some(VariantDescription { name: r.str()?, tag: r.u64()?, fields: r.fields()? })
+                        Some(VariantDescription {
+                            name: r.str()?,
+                            tag: r.u64()?,
+                            fields: r.fields()?,
+                        })
                     })
                     .collect::<Option<_>>()?;
                 Shape::Enum { tag_bytes, variants }
@@ -471,7 +475,9 @@ impl Reader<'_> {
     fn fields(&mut self) -> Option<Vec<FieldDescription>> {
         let n = self.count()?;
         (0..n)
-            .map(|_| Some(FieldDescription { name: self.str()?, offset: self.u64()?, ty: self.u64()? }))
+            .map(|_| {
+                Some(FieldDescription { name: self.str()?, offset: self.u64()?, ty: self.u64()? })
+            })
             .collect()
     }
 }

@@ -20,9 +20,7 @@ use crate::journal;
 use crate::layout::{GRAIN, array_bytes, kind};
 use crate::planted::{self, Bug};
 use crate::section::{Brand, Cluster, Owns, Tx};
-use crate::types::{
-    Describer, Persist, Shape, TypeDescription, TypeRef, combine_ids, name_id,
-};
+use crate::types::{Describer, Persist, Shape, TypeDescription, TypeRef, combine_ids, name_id};
 
 /// Elements one after the other, in memory that grows. An empty vector without memory keeps the address
 /// of the header of the cluster where it will allocate.

@@ -102,7 +102,11 @@ impl fmt::Display for Finding {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.first_bad {
-            None => write!(f, "container {}: {} pointers followed, all right", self.container, self.pointers)?,
+            None => write!(
+                f,
+                "container {}: {} pointers followed, all right",
+                self.container, self.pointers
+            )?,
             Some(bad) => write!(f, "{bad} ({} findings in all)", self.bad_count)?,
         }
         write!(
@@ -162,7 +166,12 @@ impl Arena {
             let number = zero.root_type.load(Relaxed);
             match registry.get(number) {
                 Some(ty) => v.pointer(root, ty, Holder::Root, shared.base, "root"),
-                None => v.bad(shared.base, "the container", "root", format!("type number {number} is unknown")),
+                None => v.bad(
+                    shared.base,
+                    "the container",
+                    "root",
+                    format!("type number {number} is unknown"),
+                ),
             }
             v.follow();
         }
@@ -238,7 +247,12 @@ impl<'a> Verifier<'a> {
             return;
         }
         if h.empty_group != [0xff; 64] {
-            self.bad(base + EMPTY_GROUP, "the header of a window", "empty_group", "is damaged".into());
+            self.bad(
+                base + EMPTY_GROUP,
+                "the header of a window",
+                "empty_group",
+                "is damaged".into(),
+            );
         }
         let end = FIRST_PAGE + pages as u32;
         let mut page = FIRST_PAGE;
@@ -322,7 +336,12 @@ impl<'a> Verifier<'a> {
                 self.report.live_bytes += slot_size as u64;
                 self.allocations.insert(address + slot * slot_size, allocation(slot_size));
             } else {
-                self.bad(address, "the descriptor of a page", "live", format!("slot {slot} does not exist"));
+                self.bad(
+                    address,
+                    "the descriptor of a page",
+                    "live",
+                    format!("slot {slot} does not exist"),
+                );
             }
         }
         self.report.waste_bytes += (PAGE_SIZE - count * slot_size) as u64;
@@ -396,12 +415,22 @@ impl<'a> Verifier<'a> {
                 let tag = self.word_of(address, usize::from(*tag_bytes));
                 match variants.iter().find(|v| v.tag == tag) {
                     Some(variant) => fields(self, &variant.fields),
-                    None => self.bad(address, &ty.name, &path.text(), format!("no variant has tag {tag}")),
+                    None => self.bad(
+                        address,
+                        &ty.name,
+                        &path.text(),
+                        format!("no variant has tag {tag}"),
+                    ),
                 }
             }
             Shape::Array { element, count } => {
                 let Some(described) = self.ty(*element) else {
-                    self.bad(address, &ty.name, &path.text(), "its elements are not described".into());
+                    self.bad(
+                        address,
+                        &ty.name,
+                        &path.text(),
+                        "its elements are not described".into(),
+                    );
                     return;
                 };
                 if described.size.checked_mul(*count).is_none_or(|n| n > ty.size) {
@@ -415,15 +444,21 @@ impl<'a> Verifier<'a> {
             Shape::Slot(value) => inner(self, *value, 0, path),
             Shape::Lock { value, offset } => {
                 if self.word(address) != 0 {
-                    self.bad(address, &ty.name, &path.text(), "a lock's own bytes are not zero".into());
+                    self.bad(
+                        address,
+                        &ty.name,
+                        &path.text(),
+                        "a lock's own bytes are not zero".into(),
+                    );
                 }
                 inner(self, *value, *offset, path);
             }
             Shape::Maybe(value) => {
                 let size = ty.size as usize;
                 // SAFETY: the value lies whole in a live allocation.
-                let bytes =
-                    unsafe { std::slice::from_raw_parts(with_exposed_provenance::<u8>(address), size) };
+                let bytes = unsafe {
+                    std::slice::from_raw_parts(with_exposed_provenance::<u8>(address), size)
+                };
                 if bytes.iter().any(|b| *b != 0) {
                     inner(self, *value, 0, path);
                 }
@@ -434,7 +469,12 @@ impl<'a> Verifier<'a> {
                 let to = self.word(address) as usize;
                 match self.ty(*target) {
                     Some(target) => self.pointer_at(to, target, holder, address, ty, path),
-                    None => self.bad(address, &ty.name, &path.text(), "its target is not described".into()),
+                    None => self.bad(
+                        address,
+                        &ty.name,
+                        &path.text(),
+                        "its target is not described".into(),
+                    ),
                 }
             }
             Shape::Vec(element) | Shape::Text(element) => self.vec(address, ty, *element, path),
@@ -443,13 +483,20 @@ impl<'a> Verifier<'a> {
     }
 
     fn word_of(&self, address: usize, bytes: usize) -> u64 {
-        // SAFETY: as in `word`.
         (0..bytes.min(8)).fold(0, |n, i| {
-            n | u64::from(unsafe { with_exposed_provenance::<u8>(address + i).read() }) << (8 * i)
+            // SAFETY: as in `word`.
+            let byte = unsafe { with_exposed_provenance::<u8>(address + i).read() };
+            n | u64::from(byte) << (8 * i)
         })
     }
 
-    fn scalar(&mut self, address: usize, ty: &TypeDescription, scalar: crate::types::Scalar, path: &Path<'_>) {
+    fn scalar(
+        &mut self,
+        address: usize,
+        ty: &TypeDescription,
+        scalar: crate::types::Scalar,
+        path: &Path<'_>,
+    ) {
         use crate::types::Scalar;
         let n = self.word_of(address, ty.size as usize);
         let right = match scalar {
@@ -478,14 +525,26 @@ impl<'a> Verifier<'a> {
         }
     }
 
-    fn pointer(&mut self, to: usize, target: &'a TypeDescription, holder: Holder, address: usize, field: &str) {
+    fn pointer(
+        &mut self,
+        to: usize,
+        target: &'a TypeDescription,
+        holder: Holder,
+        address: usize,
+        field: &str,
+    ) {
         if let Err(what) = self.reach(to, target, holder) {
             self.bad(address, "the container", field, what);
         }
     }
 
     /// Finds the object that a pointer names.
-    fn reach(&mut self, to: usize, target: &'a TypeDescription, holder: Holder) -> Result<(), String> {
+    fn reach(
+        &mut self,
+        to: usize,
+        target: &'a TypeDescription,
+        holder: Holder,
+    ) -> Result<(), String> {
         self.report.pointers += 1;
         let allocation = self.allocation(to, kind::OBJECTS, target)?;
         if target.size as usize > allocation.bytes {
@@ -494,7 +553,10 @@ impl<'a> Verifier<'a> {
         let owner = holder == Holder::Owner;
         if allocation.reached {
             return match owner || allocation.owned {
-                true => Err(format!("the {} at {to:#x} has an owner and is named elsewhere", target.name)),
+                true => Err(format!(
+                    "the {} at {to:#x} has an owner and is named elsewhere",
+                    target.name
+                )),
                 false => Ok(()),
             };
         }
@@ -520,7 +582,10 @@ impl<'a> Verifier<'a> {
         };
         if found.kind != kind || Some(found.type_number) != number {
             let name = self.registry.get(found.type_number).map_or("?", |t| &t.name);
-            return Err(format!("at {to:#x} is {name} (kind {}), not {} (kind {kind})", found.kind, ty.name));
+            return Err(format!(
+                "at {to:#x} is {name} (kind {}), not {} (kind {kind})",
+                found.kind, ty.name
+            ));
         }
         Ok(found)
     }
@@ -541,7 +606,12 @@ impl<'a> Verifier<'a> {
             (self.word(address) as usize, self.word(address + 8), self.word(address + 16));
         if capacity == 0 {
             if len != 0 || !self.is_header(to) {
-                self.bad(address, &ty.name, &path.text(), format!("an empty one at {to:#x} with {len} elements"));
+                self.bad(
+                    address,
+                    &ty.name,
+                    &path.text(),
+                    format!("an empty one at {to:#x} with {len} elements"),
+                );
             }
             return;
         }
@@ -553,7 +623,9 @@ impl<'a> Verifier<'a> {
             }
             let allocation = self.allocation(to, kind::ARRAY, element)?;
             if bytes > allocation.bytes as u64 {
-                return Err(format!("room for {capacity} elements is more than there is at {to:#x}"));
+                return Err(format!(
+                    "room for {capacity} elements is more than there is at {to:#x}"
+                ));
             }
             if std::mem::replace(&mut allocation.reached, true) {
                 return Err(format!("its elements at {to:#x} have another owner"));
@@ -582,7 +654,12 @@ impl<'a> Verifier<'a> {
             (self.word(address + 8), self.word(address + 16), self.word(address + 24));
         if mask == 0 {
             if items != 0 || left != 0 || !self.is_header(ctrl.wrapping_sub(EMPTY_GROUP)) {
-                self.bad(address, &ty.name, &path.text(), format!("an empty one at {ctrl:#x} with {items} entries"));
+                self.bad(
+                    address,
+                    &ty.name,
+                    &path.text(),
+                    format!("an empty one at {ctrl:#x} with {items} entries"),
+                );
             }
             return;
         }
@@ -613,7 +690,7 @@ impl<'a> Verifier<'a> {
             std::slice::from_raw_parts(with_exposed_provenance::<u8>(ctrl), slots + WIDTH)
         };
         let full = bytes[..slots].iter().filter(|b| **b < 0x80).count() as u64;
-        let odd = bytes[..slots].iter().any(|b| *b >= 0x80 && *b != 0x80 && *b != 0xff);
+        let odd = bytes[..slots].iter().any(|b| *b > 0x80 && *b != 0xff);
         let repeats = (0..slots.min(WIDTH)).all(|i| bytes[slots.max(WIDTH) + i] == bytes[i]);
         if full != items || odd || !repeats {
             self.bad(

@@ -151,7 +151,7 @@ fn an_error_undoes_the_section() {
             names.insert(tx, Text::from_str(tx, &format!("other {i}"))?, Vec::new(tx))?;
             if let Some(v) = names.get_mut(tx, "name 1") {
                 v.push(tx, 77)?;
-                v.get_mut(tx, 0).map(|x| *x = 5);
+                *v.get_mut(tx, 0).expect("one element") = 5;
             }
         }
         Err::<(), _>(Error::Lock(LockError::Deadlock))

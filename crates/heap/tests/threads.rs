@@ -37,8 +37,7 @@ fn bank() -> Heap<Bank<'static>> {
     Heap::new(1, |tx| {
         let mut accounts = Vec::new(tx);
         for _ in 0..ACCOUNTS {
-            let account =
-                Account { balance: Mutex::new(START), notes: Mutex::new(Vec::new(tx)) };
+            let account = Account { balance: Mutex::new(START), notes: Mutex::new(Vec::new(tx)) };
             accounts.push(tx, tx.alloc(account)?)?;
         }
         Ok(Bank {
@@ -55,7 +54,8 @@ fn transfer(
     rng: &mut fastrand::Rng,
     only_money: bool,
 ) -> Result<bool, Error> {
-    let route: std::vec::Vec<usize> = (0..rng.usize(2..5)).map(|_| rng.usize(0..ACCOUNTS)).collect();
+    let route: std::vec::Vec<usize> =
+        (0..rng.usize(2..5)).map(|_| rng.usize(0..ACCOUNTS)).collect();
     let amount = rng.u64(1..200);
     let (give_up, panics) = (rng.u32(0..10) == 0, rng.u32(0..10) == 0);
     let stop_at = rng.usize(1..route.len());
@@ -222,10 +222,8 @@ fn readers_that_become_writers_end() {
                         std::thread::yield_now();
                         let mut accounts_mut = r.accounts.write(tx)?;
                         assert_eq!(accounts_mut.len(), accounts);
-                        let account = Account {
-                            balance: Mutex::new(0),
-                            notes: Mutex::new(Vec::new(tx)),
-                        };
+                        let account =
+                            Account { balance: Mutex::new(0), notes: Mutex::new(Vec::new(tx)) };
                         let new = tx.alloc(account)?;
                         accounts_mut.push(tx, new)?;
                         Ok(())

@@ -6,7 +6,9 @@ use std::marker::PhantomData;
 use std::sync::{Arc, RwLock};
 
 use stead_heap::ground::plain::PlainGround;
-use stead_heap::{Arena, Attempt, Ended, Error, Exclusive, Read, Report, Root, Tx, Write, section_open, Open};
+use stead_heap::{
+    Arena, Attempt, Ended, Error, Exclusive, Open, Read, Report, Root, Tx, Write, section_open,
+};
 use stead_model::ContainerId;
 
 /// A container with root `R`.

@@ -8,9 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 
 use proptest::prelude::*;
 use stead_derive::Persist;
-use stead_heap::{
-    AllocError, Box, Error, HashMap, LockError, Mutex, RwLock, Slot, Text, Tx, Vec,
-};
+use stead_heap::{AllocError, Box, Error, HashMap, LockError, Mutex, RwLock, Slot, Text, Tx, Vec};
 
 use crate::common::Heap;
 
@@ -218,7 +216,8 @@ pub fn run(sections: &[Section]) -> Result<(), String> {
         if section.reopen {
             heap.reopen();
         }
-        compare(&heap, &model).map_err(|e| format!("after section {i} ({:?}): {e}", section.end))?;
+        compare(&heap, &model)
+            .map_err(|e| format!("after section {i} ({:?}): {e}", section.end))?;
     }
     Ok(())
 }
