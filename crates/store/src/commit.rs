@@ -107,7 +107,7 @@ impl Store {
             }
         };
         let blocks: u64 = plan.chunks.iter().map(|planned| planned.chunk.blocks()).sum();
-        self.note_need(blocks.div_ceil(self.layout().segment_blocks));
+        self.note_need(blocks / self.layout().segment_blocks);
         self.enter_record(&plan);
         batch.clear();
         Ok(Committed {

@@ -27,10 +27,13 @@ const REPLAY_BUDGET: u64 = 1024;
 /// Bytes of zeros written at a time when the file is made longer ahead of need.
 const PREWRITE_BYTES: usize = 1 << 20;
 
-/// Segments kept free at the least: cleaning needs some to gain more.
-const FREE_LEAST: usize = 8;
+/// Segments kept free at the least.
+const FREE_LEAST: usize = 4;
 
-/// Segments that a stabilisation leaves free, if it can, when it has to see to room itself.
+/// The same once the file is as long as it may be: cleaning needs some room to gain more.
+const FREE_LEAST_AT_BOUND: usize = 8;
+
+/// Segments that a stabilisation leaves free, if it can, when it has to clean for itself.
 const FREE_SPARE: usize = 4;
 
 /// Segments kept free at the most, however large the stabilisations.
@@ -144,9 +147,11 @@ impl Store {
     /// bound on the file's size allows.
     fn free_wanted(&self, state: &State) -> usize {
         let recent = self.recent_need.load(Ordering::Relaxed) as usize;
-        let used = (state.space.segments() - state.space.free_segments()) as u64;
-        let allowed = self.segments_allowed(state).saturating_sub(used) as usize;
-        (recent * 2 + FREE_LEAST).min(FREE_MOST).min(allowed).max(FREE_LEAST)
+        let (segments, free) = (state.space.segments(), state.space.free_segments());
+        let allowed = self.segments_allowed(state) as usize;
+        let least = if segments < allowed { FREE_LEAST } else { FREE_LEAST_AT_BOUND };
+        let room = allowed.saturating_sub(segments - free);
+        (recent * 2 + FREE_LEAST).min(FREE_MOST).min(room).max(least)
     }
 
     /// How many segments the file may have: twice its live data and some.
@@ -442,24 +447,24 @@ impl Store {
     /// Sees to it that there are segments for a stabilisation of so many blocks. There are, as long as
     /// [`Store::maintain`] is called in time.
     pub(crate) fn make_room(&self, blocks: u64) -> Result<(), CommitError> {
-        // Chunk headers and the ends of segments take room too; the chain reserves one ahead.
-        let needed = (blocks * 9 / 8).div_ceil(self.layout().segment_blocks) as usize + 2;
+        // Chunk headers take room too, and the chain reserves a segment ahead.
+        let needed = (blocks * 9 / 8).div_ceil(self.layout().segment_blocks) as usize + 1;
         let (supply, allowed, segments) = {
             let state = self.state();
             let space = &state.space;
             (space.chain_supply(), self.segments_allowed(&state) as usize, space.segments())
         };
-        if supply >= needed + FREE_SPARE {
+        if supply >= needed && (segments < allowed || supply >= needed + FREE_SPARE) {
             return Ok(());
         }
-        let missing = needed + FREE_SPARE - supply;
-        if segments + missing <= allowed {
-            match self.grow(missing, false) {
+        if supply < needed && segments + needed - supply <= allowed {
+            match self.grow(needed - supply, false) {
                 // Where there is no room for more, there may be some in what is there.
                 Err(CommitError::NoSpace { .. }) => {}
                 grown => return grown,
             }
         }
+        let missing = needed + FREE_SPARE - supply;
         let mut keeper = self.keeper();
         loop {
             let before = self.state().space.chain_supply();
@@ -507,7 +512,7 @@ impl Store {
         done.blocks_moved = self.clean(keeper, missing)?;
         done.checkpointed = true;
         let free_now = self.state().space.free_segments();
-        if free_now <= free && free_now < FREE_LEAST {
+        if free_now <= free && free_now < FREE_LEAST_AT_BOUND {
             // Nothing can be gained: what cannot be cleaned does not bound the file.
             self.grow(1, true)?;
             done.segments_added = 1;
