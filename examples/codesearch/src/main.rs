@@ -149,13 +149,13 @@ impl Run<'_> {
         self.statistics.opened();
         let open = self.store.insert(open);
         let tree = Tree::open(&open.store, canonical)?;
+        let mut tally = None;
         if self.args.refresh || !tree.is_complete()? {
             let bar = Bar::default();
             self.changed = true;
-            let tally = update::update(&tree, Some(&open.path), |step| bar.show(step))?;
-            self.statistics.updated(tally);
+            tally = Some(update::update(&tree, Some(&open.path), |step| bar.show(step))?);
         }
-        self.statistics.indexed(tree.size()?);
+        self.statistics.indexed(tree.size()?, tally);
         let mut search = Search::new(self.pattern, self.output, self.complaints);
         let result = search.tree(&tree, spelled);
         self.statistics.searched(search.tally());

@@ -15,6 +15,7 @@ pub(crate) struct Statistics {
     started: Instant,
     opened_at: Option<Instant>,
     indexed_at: Option<Instant>,
+    already_there: u64,
     update: Option<update::Tally>,
     size: Option<Size>,
     search: search::Tally,
@@ -26,6 +27,7 @@ impl Statistics {
             started,
             opened_at: None,
             indexed_at: None,
+            already_there: 0,
             update: None,
             size: None,
             search: search::Tally::default(),
@@ -37,18 +39,8 @@ impl Statistics {
         self.opened_at.get_or_insert_with(Instant::now);
     }
 
-    /// A tree was brought up to date.
-    pub(crate) fn updated(&mut self, tally: update::Tally) {
-        let sum = self.update.get_or_insert_default();
-        sum.already_there += tally.already_there;
-        sum.new += tally.new;
-        sum.changed += tally.changed;
-        sum.gone += tally.gone;
-        sum.text_bytes += tally.text_bytes;
-    }
-
-    /// A tree's index is as large as this.
-    pub(crate) fn indexed(&mut self, size: Size) {
+    /// A tree's index is as large as this, and was brought up to date, or taken as it is.
+    pub(crate) fn indexed(&mut self, size: Size, update: Option<update::Tally>) {
         self.indexed_at.get_or_insert_with(Instant::now);
         let sum = self.size.get_or_insert_default();
         sum.documents += size.documents;
@@ -57,6 +49,14 @@ impl Statistics {
         sum.text_bytes += size.text_bytes;
         sum.trigrams += size.trigrams;
         sum.list_bytes += size.list_bytes;
+        self.already_there += update.map_or(size.documents, |update| update.already_there);
+        if let Some(tally) = update {
+            let sum = self.update.get_or_insert_default();
+            sum.new += tally.new;
+            sum.changed += tally.changed;
+            sum.gone += tally.gone;
+            sum.text_bytes += tally.text_bytes;
+        }
     }
 
     /// A path was searched.
@@ -72,8 +72,7 @@ impl Statistics {
         let mut text = String::new();
         let mut line = |name: &str, value: String| text.push_str(&format!("{name:<24}{value}\n"));
         if let Some(size) = &self.size {
-            let there = self.update.map_or(size.documents, |update| update.already_there);
-            line("already there", format!("{there} documents"));
+            line("already there", format!("{} documents", self.already_there));
             if let Some(update) = &self.update {
                 line(
                     "indexed now",

@@ -1,7 +1,7 @@
 //! What goes wrong is said as grep says it, with its exit codes; the rest of the work is done.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
@@ -187,6 +187,63 @@ fn a_store_that_cannot_be_used_is_named() {
     assert_eq!(text(&output.stdout), "");
     assert!(text(&output.stderr).contains("store"), "{}", text(&output.stderr));
     assert_eq!(fs::read_to_string(bench.store()).unwrap(), "I was here first");
+}
+
+#[test]
+fn runs_on_one_store_take_turns() {
+    if !has_stead() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.file("tree/a", "one\n");
+    fs::create_dir(bench.store()).unwrap();
+    let turn = fs::File::open(bench.store()).unwrap();
+    turn.lock().unwrap();
+    let mut child = bench
+        .codesearch()
+        .args(["one", "tree"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It says that it waits, and goes on when its turn has come.
+    let mut said = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.starts_with("codesearch: waiting for another codesearch that uses /"), "{said}");
+    assert!(child.try_wait().unwrap().is_none());
+    drop(turn);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(text(&output.stdout), "tree/a:1:one\n");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_store_in_other_hands_is_left_alone() {
+    if !has_stead() {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.file("tree/a", "one\n").parent().unwrap().canonicalize().unwrap();
+    let store = stead::open(bench.store()).unwrap();
+    let output = bench.search(["one", "tree"]);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()));
+    let said = text(&output.stderr);
+    assert!(said.contains(&std::process::id().to_string()), "it names who has the store: {said}");
+
+    // A container of that name that holds something else.
+    let init = |_: &stead::Tx<'_>| Ok(Counter { runs: 7 });
+    drop(store.container::<Counter>(tree.to_str().unwrap(), init).unwrap());
+    drop(store);
+    let output = bench.search(["one", "tree"]);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()));
+    let said = text(&output.stderr);
+    assert!(said.contains("Counter") && said.contains("Index"), "it shows both types: {said}");
+}
+
+#[derive(stead::Persist)]
+#[repr(C)]
+struct Counter {
+    runs: u64,
 }
 
 #[test]

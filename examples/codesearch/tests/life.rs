@@ -122,6 +122,7 @@ fn each_tree_has_an_index_of_its_own_under_any_name() {
     let both = bench.search(["--stats", "one", "second", "first/"]);
     assert_eq!(text(&both.stdout), "second/a:1:one\nfirst/a:1:one\n");
     assert_eq!(figure(&both, "indexed now", "new"), 1);
+    assert_eq!(figure(&both, "already there", "documents"), 1);
 
     // The same tree by another way, with the index that is there.
     std::os::unix::fs::symlink("first", bench.path().join("link")).unwrap();
