@@ -31,6 +31,8 @@ pub struct Lived {
     pub committed: u64,
     /// Stabilisations that failed while the machine went on.
     pub failed: u64,
+    /// Blocks moved by cleaning.
+    pub moved: u64,
     /// Recoveries that brought the state under way instead of the acknowledged one.
     pub under_way: u64,
     /// Recoveries from the older root.
@@ -48,6 +50,7 @@ impl Lived {
         self.crashes_in_recovery += other.crashes_in_recovery;
         self.committed += other.committed;
         self.failed += other.failed;
+        self.moved += other.moved;
         self.under_way += other.under_way;
         self.fell_back += other.fell_back;
         self.rotten += other.rotten;
@@ -123,12 +126,13 @@ impl Life {
         let mut left = u64::MAX;
         let mut batch = self.store().batch();
         loop {
-            match self.random.below(20) {
+            match self.random.below(22) {
                 0..12 => self.commit(&mut batch)?,
                 // A failure may have left one root torn.
                 12..15 => self.fresh &= self.store().checkpoint().is_ok(),
                 15 | 16 => self.fresh &= self.store().maintain().is_ok(),
                 17 => self.check_pages()?,
+                20 | 21 => self.clean(),
                 18 => self.check_rot()?,
                 _ => self.check_lost_root()?,
             }
@@ -202,6 +206,17 @@ impl Life {
             }
         }
         Ok(())
+    }
+
+    /// Moves pages although there is room enough: on so small a disk there is little need of it.
+    fn clean(&mut self) {
+        let wanted = 1 + self.random.below(4) as usize;
+        let store = self.store.as_ref().expect("the store is open");
+        let cleaned = store.clean(&mut store.keeper(), wanted);
+        match cleaned {
+            Ok(moved) => self.lived.moved += moved,
+            Err(_) => self.fresh = false,
+        }
     }
 
     /// What can be read must be what was acknowledged, whatever has failed meanwhile.
