@@ -7,8 +7,8 @@ use stead_model::PageId;
 
 use crate::aligned::AlignedBuf;
 use crate::disk::Purpose;
-use crate::error::{CommitError, ReadError};
-use crate::format::{BLOCK, Chunk, Entry, Located};
+use crate::error::CommitError;
+use crate::format::{BLOCK, Chunk, Entry, Located, NodeId};
 use crate::keep::Keeper;
 use crate::store::Store;
 
@@ -19,7 +19,7 @@ const VICTIMS_AT_ONCE: usize = 8;
 #[derive(Default)]
 struct Live {
     images: BTreeMap<PageId, (Located, Box<[u8]>)>,
-    nodes: Vec<crate::format::NodeId>,
+    nodes: Vec<NodeId>,
 }
 
 impl Store {
@@ -155,26 +155,5 @@ impl Store {
             }
         }
         Ok(())
-    }
-}
-
-impl Store {
-    /// Where a page lies now.
-    pub(crate) fn locate(&self, id: PageId) -> Result<Located, ReadError> {
-        loop {
-            let (tree, version) = {
-                let state = self.state();
-                if let Some(at) = state.find_in_layers(id) {
-                    return Ok(at);
-                }
-                (state.trees.get(&id.container).cloned(), state.version)
-            };
-            let Some(tree) = tree else { return Ok(Located::NEVER) };
-            match tree.find(id.page.0, &self.disk) {
-                // A map that is no longer in force may have been written over meanwhile.
-                Err(_) if self.state().version != version => {}
-                found => return found,
-            }
-        }
     }
 }

@@ -2,24 +2,28 @@
 //! beside stabilisations, on the caller's own thread, and never on the path of one unless there is no room.
 //! Read [`Store::maintain`] first.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slotted;
 use std::io::IoSlice;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use stead_model::ContainerId;
 
 use crate::aligned::AlignedBuf;
 use crate::cold::Cold;
 use crate::commit::Writer;
 use crate::disk::{Failures, Purpose};
-use crate::error::CommitError;
+use crate::error::{CommitError, ReadError};
 use crate::format::{
-    BLOCK, Extent, Located, LogPosition, NodeId, Place, ROOT_EXTENTS, ROOTS, Root,
+    BLOCK, Entry, Extent, Located, LogPosition, NodeId, Place, ROOT_EXTENTS, ROOTS, Root,
     TABLE_CONTAINER_BYTES, TABLE_SEGMENT_BYTES,
 };
 use crate::layer::Layer;
 use crate::planted::{self, Bug};
 use crate::space::NoSegment;
 use crate::store::{State, Store};
-use crate::tree::Tree;
+use crate::tree::{Tree, Visitor};
 
 /// What recovery may have to read, in blocks, before a new root is due: some milliseconds' worth.
 const REPLAY_BUDGET: u64 = 1024;
@@ -80,7 +84,7 @@ enum Chain {
 
 /// A map that has been stored, not yet in force.
 struct Stored {
-    trees: Vec<(stead_model::ContainerId, Option<Tree>)>,
+    trees: Vec<(ContainerId, Option<Tree>)>,
     tree_counts: Vec<u32>,
     position: LogPosition,
     generations: Vec<u64>,
@@ -233,7 +237,7 @@ impl Store {
         let mut written: Vec<Place> = Vec::new();
         for tree in trees.iter_mut().filter_map(|(_, tree)| tree.as_mut()) {
             tree.store(&mut |id, block| {
-                let at = keeper.cold.append(self, crate::format::Entry::Node(id), block)?;
+                let at = keeper.cold.append(self, Entry::Node(id), block)?;
                 written.push(at.place);
                 Ok::<Located, CommitError>(at)
             })?;
@@ -281,8 +285,8 @@ impl Store {
         keeper: &Keeper,
         frozen: &Layer,
         released: &mut Vec<Place>,
-    ) -> Result<Vec<(stead_model::ContainerId, Option<Tree>)>, CommitError> {
-        let mut trees: std::collections::BTreeMap<_, Tree> = std::collections::BTreeMap::new();
+    ) -> Result<Vec<(ContainerId, Option<Tree>)>, CommitError> {
+        let mut trees: BTreeMap<ContainerId, Tree> = BTreeMap::new();
         let stored = |container| {
             let tree = self.state().trees.get(&container).cloned();
             tree.map(|tree| Tree::clone(&tree))
@@ -300,7 +304,7 @@ impl Store {
         }
         for &node in &keeper.rewrites {
             let container = node.container;
-            if let std::collections::btree_map::Entry::Vacant(entry) = trees.entry(container)
+            if let Slotted::Vacant(entry) = trees.entry(container)
                 && let Some(tree) = stored(container)
             {
                 entry.insert(tree);
@@ -319,7 +323,7 @@ impl Store {
     fn store_table(
         &self,
         keeper: &mut Keeper,
-        changed: &[(stead_model::ContainerId, Option<Tree>)],
+        changed: &[(ContainerId, Option<Tree>)],
         tree_counts: &mut Vec<u32>,
         generation: u64,
     ) -> Result<(Vec<Extent>, u32, u32), CommitError> {
@@ -423,7 +427,7 @@ impl Store {
     /// Makes the file longer by `segments`; ahead of need (`prewrite`) its new blocks are written once, so
     /// that later writes change no metadata.
     pub(crate) fn grow(&self, segments: usize, prewrite: bool) -> Result<(), CommitError> {
-        let _growing = self.growing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.state().space.segments();
         let (from, to) = (self.layout().file_bytes(old), self.layout().file_bytes(old + segments));
         let longer = self.disk.len().and_then(|len| self.disk.set_len(to.max(len)));
@@ -526,7 +530,7 @@ struct Releasing<'a> {
     released: &'a mut Vec<Place>,
 }
 
-impl crate::tree::Visitor for Releasing<'_> {
+impl Visitor for Releasing<'_> {
     fn page(&mut self, _: u64, at: Located) {
         self.released.push(at.place);
     }
@@ -535,7 +539,7 @@ impl crate::tree::Visitor for Releasing<'_> {
         self.released.push(at);
     }
 
-    fn unreadable(&mut self, _: NodeId, _: crate::error::ReadError) {
+    fn unreadable(&mut self, _: NodeId, _: ReadError) {
         // What lay below cannot be found any more and stays counted as live: verification shows it.
     }
 }

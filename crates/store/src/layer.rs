@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use stead_model::{ContainerId, PageId};
+use stead_model::{ContainerId, PageId, PageNo};
 
 use crate::format::{Located, Place};
 
@@ -59,7 +59,7 @@ impl Layer {
                 gone.extend(self.drop_container(container));
             }
             for (page, located) in changes.pages {
-                let id = PageId { container, page: stead_model::PageNo(page) };
+                let id = PageId { container, page: PageNo(page) };
                 gone.extend(self.set(id, located));
             }
         }

@@ -1,7 +1,7 @@
 //! Reading pages, each checked against its checksum. Reading takes no lock while the disk is at work: if what it
 //! finds has been moved or written over meanwhile, it looks again. Read [`Store::read_page`] first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
 
@@ -103,6 +103,25 @@ impl Store {
         Ok(Run { stored, pages: 1 })
     }
 
+    /// Where a page lies now.
+    pub(crate) fn locate(&self, id: PageId) -> Result<Located, ReadError> {
+        loop {
+            let (tree, version) = {
+                let state = self.state();
+                if let Some(at) = state.find_in_layers(id) {
+                    return Ok(at);
+                }
+                (state.trees.get(&id.container).cloned(), state.version)
+            };
+            let Some(tree) = tree else { return Ok(Located::NEVER) };
+            match tree.find(id.page.0, &self.disk) {
+                // A map that is no longer in force may have been written over meanwhile.
+                Err(_) if self.state().version != version => {}
+                found => return found,
+            }
+        }
+    }
+
     /// The containers of which something may be stored, in order.
     #[must_use]
     pub fn containers(&self) -> Vec<ContainerId> {
@@ -147,7 +166,7 @@ impl Store {
                 Some(error) => return Err(error),
                 None => {}
             }
-            let mut stored: std::collections::BTreeSet<u64> = pages.stored.into_iter().collect();
+            let mut stored: BTreeSet<u64> = pages.stored.into_iter().collect();
             for changes in layers {
                 if changes.dropped {
                     stored.clear();

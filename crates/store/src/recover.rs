@@ -25,7 +25,7 @@ use crate::layer::Layer;
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
 use crate::space::{Layout, Space};
-use crate::store::{State, Store, StoreHeader};
+use crate::store::{State, Store, StoreHeader, enter};
 use crate::tree::Tree;
 
 /// How far behind an unreadable chunk another of the chain is looked for, in blocks: more than the longest chunk.
@@ -445,7 +445,7 @@ impl<'a> Replay<'a> {
         for (at, chunk) in &record.chunks {
             self.space.note_chain(*at);
             for (entry, located) in chunk.located(*at) {
-                crate::store::enter(&mut self.layer, &mut self.space, entry, located);
+                enter(&mut self.layer, &mut self.space, entry, located);
             }
             self.replay_blocks += replay_cost(chunk);
         }

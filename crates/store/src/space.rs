@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
-use crate::format::{HEADER_BLOCKS, LogPosition, Place};
+use crate::format::{CHUNK_ENTRIES, HEADER_BLOCKS, LogPosition, Place};
 use crate::planted::{self, Bug};
 
 /// Sizes that a segment may have, in blocks.
@@ -80,7 +80,7 @@ impl Layout {
     /// Most blocks of one chunk: at least two chunks go into a segment, so that behind a chunk that cannot be
     /// read there is one to be found.
     pub(crate) fn chunk_blocks(self) -> u64 {
-        (1 + crate::format::CHUNK_ENTRIES as u64).min(self.segment_blocks / 2)
+        (1 + CHUNK_ENTRIES as u64).min(self.segment_blocks / 2)
     }
 
     /// Where the chain goes on behind a chunk at `place`: in place if two blocks fit there, else in the next

@@ -5,10 +5,13 @@ use std::collections::HashSet;
 
 use stead_model::{ContainerId, PageId, PageNo};
 
+use crate::aligned::AlignedBuf;
 use crate::error::{Damage, ReadError};
 use crate::format::{
     BLOCK, Entry, HEADER_BLOCKS, Located, NodeId, Place, ROOTS, Root, SUPERBLOCKS, Superblock,
 };
+use crate::layer::Layer;
+use crate::space::Layout;
 use crate::store::Store;
 use crate::tree::Visitor;
 
@@ -186,7 +189,7 @@ impl Store {
         let mut images = std::mem::take(&mut found.images);
         images.sort_unstable_by_key(|(_, at)| at.place);
         let total = images.len() as u64;
-        let mut bytes = crate::aligned::AlignedBuf::zeroed(READ_BLOCKS * BLOCK);
+        let mut bytes = AlignedBuf::zeroed(READ_BLOCKS * BLOCK);
         let mut done = 0;
         while done < images.len() {
             progress(VerifyProgress { done: done as u64, total });
@@ -222,7 +225,7 @@ impl Store {
 
 /// What the map refers to.
 struct Found {
-    layout: crate::space::Layout,
+    layout: Layout,
     tree: Vec<u32>,
     layer: Vec<u32>,
     /// Images that count, not those that a layer hides.
@@ -234,7 +237,7 @@ struct Found {
 }
 
 impl Found {
-    fn new(segments: usize, layout: crate::space::Layout) -> Self {
+    fn new(segments: usize, layout: Layout) -> Self {
         Found {
             layout,
             tree: vec![0; segments],
@@ -286,7 +289,7 @@ impl Found {
 struct Visit<'a> {
     container: ContainerId,
     found: &'a mut Found,
-    active: &'a crate::layer::Layer,
+    active: &'a Layer,
     pages: u64,
 }
 

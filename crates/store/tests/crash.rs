@@ -24,7 +24,7 @@ fn every_crash_leaves_the_last_state_or_the_one_under_way() {
         );
         return;
     }
-    let points = number("STEAD_CRASH_POINTS").unwrap_or(6000);
+    let points = number("STEAD_CRASH_POINTS").unwrap_or(8000);
     let first = RandomState::new().hash_one(0) >> 16;
     eprintln!("seeds from {first} on");
     let lives = points.div_ceil(CRASHES_PER_LIFE);

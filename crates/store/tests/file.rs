@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
 use stead_store::sim::CrashMedium;
-use stead_store::{CreateOptions, Store, Stored};
+use stead_store::{CreateOptions, FileMedium, Store, Stored};
 
 fn id(container: u32, page: u64) -> PageId {
     PageId { container: ContainerId(container), page: PageNo(page) }
@@ -252,4 +252,27 @@ fn the_file_stays_bounded_under_updates() {
     assert!(largest < live * 5 / 2 + 32 * 64 * 4096, "{largest} bytes for {live}");
     drop(store);
     check(&Store::open_on(medium).unwrap().0, &want);
+}
+
+/// Where the file system refuses O_DIRECT, everything goes through the page cache, with the same guarantees.
+#[test]
+fn without_direct_writes_it_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::create(dir.path(), &CreateOptions::default()).unwrap());
+    let mut want = BTreeMap::new();
+    for round in 0..3 {
+        let medium = FileMedium::open_buffered(&dir.path().join("log")).unwrap();
+        assert!(!medium.is_direct());
+        let (store, _) = Store::open_on(Arc::new(medium)).unwrap();
+        check(&store, &want);
+        let mut batch = store.batch();
+        for i in 0..300 {
+            batch.push(id(1, i * 3), |p| p.copy_from_slice(&image(round * 1000 + i)));
+            want.insert(id(1, i * 3), round * 1000 + i);
+        }
+        store.commit(&mut batch).unwrap();
+        maintain(&store);
+        check(&store, &want);
+    }
+    check(&open(dir.path()), &want);
 }

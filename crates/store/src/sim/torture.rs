@@ -341,7 +341,19 @@ impl Life {
             sector = header.unwrap_or(from) * 8;
         }
         let byte = self.random.below(SECTOR as u64) as usize;
-        copy.rot(sector * SECTOR as u64, |bytes| bytes[byte] ^= 0x40);
+        let astray = self.random.below(3) == 0;
+        if astray {
+            // A block that was meant for another place, or an old one where a new one should be.
+            let other = self.random.below(sectors / 8) * BLOCK as u64;
+            let to = sector / 8 * BLOCK as u64;
+            for at in (0..BLOCK as u64).step_by(SECTOR) {
+                let mut astray = [0; SECTOR];
+                copy.read(other + at, &mut astray).map_err(|error| error.to_string())?;
+                copy.rot(to + at, |bytes| *bytes = astray);
+            }
+        } else {
+            copy.rot(sector * SECTOR as u64, |bytes| bytes[byte] ^= 0x40);
+        }
         self.lived.rotten += 1;
         let where_ = format!("rot at offset {:#x}", sector * SECTOR as u64 + byte as u64);
         let (store, report) = match Store::open_on(Arc::new(copy)) {
@@ -352,10 +364,12 @@ impl Life {
             }
             Err(error) => return Err(format!("{where_}: {error}")),
         };
-        // The end of the log, cut short by rot, looks as if cut short by a crash; it is told.
-        let states: &[&Model] = match report.unfinished {
-            Some(_) => &[&self.acknowledged, &self.before],
-            None => &[&self.acknowledged],
+        // The end of the log, cut short by rot, looks as if cut short by a crash; it is told, unless
+        // nothing at all is left of its last header.
+        let states: &[&Model] = if astray || report.unfinished.is_some() {
+            &[&self.acknowledged, &self.before]
+        } else {
+            &[&self.acknowledged]
         };
         let mut noticed = false;
         let mut wrong = Vec::new();
