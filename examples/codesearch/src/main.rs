@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,16 +18,19 @@ use codesearch::index::Tree;
 use codesearch::output::{self, Complaints, Output};
 use codesearch::pattern::Pattern;
 use codesearch::search::{Search, SearchError};
-use codesearch::update::{self, Progress};
+use codesearch::update::{self, Progress, Tally};
 use indicatif::{ProgressBar, ProgressStyle};
 use stead::{Options, Store};
 
 mod statistics;
 use statistics::Statistics;
 
-/// How often the index becomes stable while it grows, so that a run that is killed loses little of its
-/// work. More often than the library does by itself: indexing takes seconds rather than minutes.
+/// How often the index becomes stable while it grows, if that is quickly done: indexing often takes no
+/// more than a few seconds, and a run that is killed should lose little of them.
 const STABLE_EVERY: Duration = Duration::from_millis(250);
+/// Stabilising takes no more than one part in so many of the time: almost every page of a large index
+/// changes with every batch, and has to be written each time.
+const STABLE_SHARE: u32 = 10;
 
 /// Search source trees by regular expression, from an index that lives in persistent memory.
 ///
@@ -151,9 +155,8 @@ impl Run<'_> {
         let tree = Tree::open(&open.store, canonical)?;
         let mut tally = None;
         if self.args.refresh || !tree.is_complete()? {
-            let bar = Bar::default();
             self.changed = true;
-            tally = Some(update::update(&tree, Some(&open.path), |step| bar.show(step))?);
+            tally = Some(bring_up_to_date(&tree, open)?);
         }
         self.statistics.indexed(tree.size()?, tally);
         let mut search = Search::new(self.pattern, self.output, self.complaints);
@@ -208,7 +211,7 @@ fn open_store(asked: Option<&Path>) -> Result<OpenStore, String> {
     let path = path.canonicalize().map_err(within)?;
     let turn = File::open(&path).map_err(within)?;
     wait_for_turn(&turn, &path).map_err(within)?;
-    let store = Store::open_with(&path, &Options::new().interval(Some(STABLE_EVERY)))
+    let store = Store::open_with(&path, &Options::new().interval(None))
         .map_err(|error| error.to_string())?;
     Ok(OpenStore { store, path, _turn: turn })
 }
@@ -233,6 +236,31 @@ fn cache_home() -> Option<PathBuf> {
         // The XDG specification wants relative ones ignored.
         Some(path) if path.is_absolute() => Some(path),
         _ => Some(env::home_dir()?.join(".cache")),
+    }
+}
+
+/// Updates an index, showing progress, and making it stable now and then.
+fn bring_up_to_date(tree: &Tree, open: &OpenStore) -> stead::Result<Tally> {
+    let bar = Bar::default();
+    thread::scope(|scope| {
+        let (working, done) = mpsc::channel();
+        scope.spawn(move || stabilise_until(&open.store, &done));
+        let tally = update::update(tree, Some(&open.path), |step| bar.show(step));
+        drop(working);
+        tally
+    })
+}
+
+/// Makes a store stable again and again until the other end of `done` is dropped.
+fn stabilise_until(store: &Store, done: &Receiver<()>) {
+    let mut pause = STABLE_EVERY;
+    while done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+        let from = Instant::now();
+        if store.stabilise().is_err() {
+            // The last attempt, when all is done, will tell.
+            return;
+        }
+        pause = STABLE_EVERY.max(from.elapsed() * STABLE_SHARE);
     }
 }
 
