@@ -556,14 +556,27 @@ impl Shared {
         self.page_has_room(pages, base, page);
     }
 
+    /// Takes back a page from a thread that ends, without writing to the container.
+    fn page_abandoned(&self, pages: &mut Pages, address: usize) {
+        let (base, page) = (window_base(address), page_in_window(address));
+        self.set_state(base, page, state::FULL);
+        self.list_if_room(pages, base, page);
+    }
+
     /// Lists a page that no thread allocates from, if it has room or is free altogether.
     fn page_has_room(&self, pages: &mut Pages, base: usize, page: u32) {
         // SAFETY: a page of an assigned window.
         let d = unsafe { descriptor(base, page) };
         if d.live.iter().all(|live| live.load(Relaxed) == 0) {
             self.free_pages(pages, base + page as usize * PAGE_SIZE);
-            return;
+        } else {
+            self.list_if_room(pages, base, page);
         }
+    }
+
+    fn list_if_room(&self, pages: &mut Pages, base: usize, page: u32) {
+        // SAFETY: a page of an assigned window.
+        let d = unsafe { descriptor(base, page) };
         if self.state(base, page).load(Relaxed) == state::PARTIAL || free_slots(d) == 0 {
             return;
         }
@@ -799,13 +812,14 @@ impl ThreadCache {
         cache
     }
 
-    /// Makes this thread's pages findable by others.
+    /// Makes this thread's pages findable by others. Runs when the thread ends, outside any section, so
+    /// it writes nothing to the container: a page that is free by now is listed as having room.
     fn give_back(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
         let mut pages = shared.pages();
         for current in &mut self.pages {
             if current.address != 0 {
-                shared.page_given_back(&mut pages, current.address);
+                shared.page_abandoned(&mut pages, current.address);
                 current.address = 0;
             }
         }

@@ -140,8 +140,10 @@ pub enum Ended<T, E> {
     Committed(T),
     /// It did not happen, as the closure returned this error.
     Undone(E),
-    /// It did not happen, as it could not wait for this lock. Leave the gate,
-    /// [`Arena::wait_lock_free`], and try again with the same [`Attempt`].
+    /// It did not happen: it returned this error after a lock said [`LockError::Deadlock`]. Leave the
+    /// gate, [`Arena::wait_lock_free`], and try again with the same [`Attempt`].
+    ///
+    /// [`LockError::Deadlock`]: crate::LockError::Deadlock
     Deadlock(E, BusyLock),
 }
 
@@ -504,7 +506,6 @@ impl<'a> OpenSection<'a> {
         std::mem::forget(self);
     }
 
-    #[cold]
     #[inline(never)]
     fn commit_changes(&self) {
         let journal = self.journal();

@@ -45,7 +45,12 @@ pub(crate) struct Hold {
     pub(crate) guards: i32,
 }
 
-const FILTER_SIZE: usize = 64;
+const FILTER_SIZE: usize = 1024;
+
+/// Words of notes from which on a section looks whether it noted a place before. A shorter one does
+/// not: where addresses come from memory, the look-up keeps the processor from running ahead, and costs
+/// more than the notes that it saves.
+const FILTER_FROM: usize = 1 << 20;
 
 /// One thread's memory of its open sections. All cells are touched by this thread alone, and no code of
 /// a program runs while one of them is borrowed.
@@ -66,9 +71,11 @@ pub(crate) struct Journal {
     fresh_bytes: Cell<usize>,
     /// Old bytes, each note followed by its trailer; see `push_note`.
     notes: UnsafeCell<Vec<u64>>,
-    /// Addresses noted lately with `length | epoch << 16`.
-    filter: UnsafeCell<[(usize, u64); FILTER_SIZE]>,
-    epoch: Cell<u64>,
+    /// The note taken last.
+    last_start: Cell<usize>,
+    last_bytes: Cell<usize>,
+    /// Addresses and lengths noted lately, in a section with many notes; empty before.
+    filter: UnsafeCell<Vec<(usize, usize)>>,
     allocations: UnsafeCell<Vec<usize>>,
     frees: UnsafeCell<Vec<usize>>,
     pub(crate) holds: UnsafeCell<Vec<Hold>>,
@@ -126,8 +133,9 @@ impl Journal {
             fresh_start: Cell::new(0),
             fresh_bytes: Cell::new(0),
             notes: UnsafeCell::new(Vec::with_capacity(1024)),
-            filter: UnsafeCell::new([(0, 0); FILTER_SIZE]),
-            epoch: Cell::new(1),
+            last_start: Cell::new(0),
+            last_bytes: Cell::new(0),
+            filter: UnsafeCell::default(),
             allocations: UnsafeCell::new(Vec::with_capacity(64)),
             frees: UnsafeCell::new(Vec::with_capacity(64)),
             holds: UnsafeCell::new(Vec::with_capacity(16)),
@@ -182,6 +190,9 @@ impl Journal {
         // SAFETY: only this thread comes here, and nothing is done with the reference but this.
         if unsafe { !(*self.holds.get()).is_empty() } {
             crate::lock::release_all(self, section);
+            if self.open.get() == Open::Nothing {
+                self.busy.set(ptr::null());
+            }
         }
     }
 
@@ -237,17 +248,30 @@ impl Journal {
         if !self.in_container(address) {
             return;
         }
-        // SAFETY: only this thread comes here, and nothing below calls out.
-        let seen = unsafe { &mut (*self.filter.get())[(address >> 3) % FILTER_SIZE] };
-        let tag = self.epoch.get() << 16;
-        if seen.0 == address && seen.1 >= tag | bytes.min(0xffff) as u64 && bytes < 0xffff {
+        if address == self.last_start.get() && bytes <= self.last_bytes.get() {
             return;
         }
-        if bytes < 0xffff {
-            *seen = (address, tag | bytes as u64);
+        self.last_start.set(address);
+        self.last_bytes.set(bytes);
+        // SAFETY: only this thread comes here, and nothing is done with the reference but this.
+        if unsafe { (*self.notes.get()).len() } > FILTER_FROM && self.noted_lately(address, bytes) {
+            return;
         }
         // SAFETY: as the caller vouches.
         unsafe { self.push_note(at, bytes) }
+    }
+
+    #[inline(never)]
+    fn noted_lately(&self, address: usize, bytes: usize) -> bool {
+        // SAFETY: only this thread comes here, and nothing below calls out.
+        let filter = unsafe { &mut *self.filter.get() };
+        filter.resize(FILTER_SIZE, (0, 0));
+        let seen = &mut filter[(address >> 3) % FILTER_SIZE];
+        if seen.0 == address && bytes <= seen.1 {
+            return true;
+        }
+        *seen = (address, bytes);
+        false
     }
 
     /// Notes one control byte of a hash table.
@@ -326,9 +350,11 @@ impl Journal {
             }
             (*self.allocations.get()).clear();
             (*self.frees.get()).clear();
+            (*self.filter.get()).clear();
         }
         self.fresh_bytes.set(0);
-        self.epoch.set(self.epoch.get() + 1);
+        self.last_start.set(0);
+        self.last_bytes.set(0);
         self.touched.set(false);
         self.cache.set(null_mut());
         self.busy.set(ptr::null());

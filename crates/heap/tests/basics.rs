@@ -335,3 +335,67 @@ fn clusters_are_where_the_program_says() {
     })
     .unwrap();
 }
+
+#[test]
+fn a_reading_section_of_another_container_may_be_inside() {
+    let (a, b) = (board(), board());
+    b.exclusive(|r, x| r.plain.extend(x, 0..10).map_err(Error::from)).unwrap();
+    let undone = a.write(|r, tx| {
+        let mut names = r.names.lock(tx)?;
+        let sum = b.read(|rb, token| {
+            let _tree = rb.tree.read(token).unwrap();
+            // What is dropped here belongs to the section around.
+            names.clear(tx);
+            names.insert(tx, Text::from_str(tx, "sum").unwrap(), Vec::new(tx)).unwrap();
+            rb.plain.iter().sum::<u64>()
+        });
+        assert_eq!(sum, 45);
+        Err::<(), _>(Error::Lock(LockError::AlreadyLent))
+    });
+    assert!(undone.is_err());
+    // The reading lock that was taken inside is free again.
+    b.write(|r, tx| r.tree.write(tx).map(drop).map_err(Error::from)).unwrap();
+    assert_eq!(a.check().leaked_allocations, 0);
+    b.check();
+}
+
+#[test]
+fn a_deadlock_in_a_reading_section_is_not_laid_to_a_later_one() {
+    let heap = board();
+    std::thread::scope(|s| {
+        let (locked, is_locked) = std::sync::mpsc::channel();
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
+        let heap = &heap;
+        s.spawn(move || {
+            heap.write(|r, tx| {
+                let _guard = r.tree.write(tx)?;
+                locked.send(()).unwrap();
+                let _ = is_done.recv();
+                Ok(())
+            })
+            .unwrap();
+        });
+        is_locked.recv().unwrap();
+        heap.write(|r, tx| {
+            let _names = r.names.lock(tx)?;
+            // This section holds a lock and is younger than the other: it may not wait.
+            assert_eq!(r.tree.read(tx).err(), Some(LockError::Deadlock));
+            Ok(())
+        })
+        .unwrap();
+        let error = heap.write(|_, _| Err::<(), _>(Error::Lock(LockError::AlreadyLent)));
+        assert_eq!(error, Err(Error::Lock(LockError::AlreadyLent)));
+        done.send(()).unwrap();
+    });
+}
+
+#[test]
+fn a_mutating_section_inside_another_is_refused_loudly() {
+    let heap = board();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        heap.write(|_, _| heap.write(|_, _| Ok(())))
+    }));
+    let text = *panicked.unwrap_err().downcast::<String>().unwrap();
+    assert!(text.contains("a mutating section was entered while this thread has another open"));
+    heap.write(|_, _| Ok(())).unwrap();
+}
