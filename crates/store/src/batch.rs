@@ -14,10 +14,13 @@ use crate::format::Sealer;
 /// Pages in one piece of the buffer: pieces are added as needed and never moved.
 const PIECE_PAGES: usize = 256;
 
+/// Pieces that an emptied batch keeps: 64 MiB.
+const PIECES_KEPT: usize = 64;
+
 /// Page images, zero pages and dropped containers that are to become stable together.
 ///
 /// Made by `Store::batch`, filled at any pace from one thread, handed to `Store::commit`, and used again: its
-/// buffers stay.
+/// buffers stay (up to 64 MiB).
 pub struct Batch {
     sealer: Sealer,
     pieces: Vec<AlignedBuf>,
@@ -189,8 +192,9 @@ impl Batch {
         self.slots.len() - self.holes.len()
     }
 
-    /// Forgets everything but keeps the memory.
+    /// Forgets everything but keeps the memory, up to 64 MiB.
     pub fn clear(&mut self) {
+        self.pieces.truncate(PIECES_KEPT);
         self.slots.clear();
         self.holes.clear();
         self.index.clear();

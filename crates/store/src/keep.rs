@@ -26,10 +26,13 @@ use crate::store::{State, Store};
 use crate::tree::{Tree, Visitor};
 
 /// What recovery may have to read, in blocks, before a new root is due: some milliseconds' worth.
-const REPLAY_BUDGET: u64 = 1024;
+const REPLAY_BUDGET: u64 = 512;
 
 /// Bytes of zeros written at a time when the file is made longer ahead of need.
 const PREWRITE_BYTES: usize = 1 << 20;
+
+/// Segments by which one step of upkeep makes the file longer at the most.
+const GROW_MOST: usize = 8;
 
 /// Segments kept free at the least.
 const FREE_LEAST: usize = 4;
@@ -502,7 +505,7 @@ impl Store {
             done.checkpointed = true;
             return Ok(done);
         }
-        let growth = missing.min(allowed.saturating_sub(segments) as usize);
+        let growth = missing.min(allowed.saturating_sub(segments) as usize).min(GROW_MOST);
         if growth > 0 {
             match self.grow(growth, true) {
                 Err(CommitError::NoSpace { .. }) => {}
