@@ -150,6 +150,11 @@ impl Version {
         Version(next)
     }
 
+    /// The version before this one, for comparison only.
+    pub(crate) const fn before(self) -> Version {
+        Version(self.0.saturating_sub(1))
+    }
+
     pub(crate) const fn bits(self) -> u64 {
         self.0
     }

@@ -152,9 +152,14 @@ impl Site {
         for key in dropped {
             self.table.set(key, &Page::default());
         }
+        let me = self.me;
         self.table.for_each(|_, page| {
             if !page.own {
-                // The version stays: a grant that was taken must not be taken again (I13).
+                // The version stays: a grant that was taken must not be taken again (I13). One that
+                // is still expected must.
+                if page.owner == me {
+                    page.version = page.version.before();
+                }
                 page.owner = SiteId::NONE;
             }
         });
@@ -247,6 +252,7 @@ impl Site {
             self.pump(key, turn);
             next = self.busy.key_after(key);
         }
+        self.rounds_resume(turn);
     }
 
     /// What the home makes of all that was reported of one page: the highest version wins; what only
@@ -363,19 +369,26 @@ impl Site {
             }
             None => {}
             Some(version) => {
-                let access = if leaving.frame { Access::Read } else { Access::None };
-                let stored = !leaving.frame && policy != Policy::Lock;
+                // The dead site may have taken the page and its changes may have become stable, so
+                // that the frame kept here is older than the store (I20). It counts only for what
+                // does not persist.
+                let frame = leaving.frame && self.domain_of(key).is_none();
+                if leaving.frame && !frame {
+                    turn.out.push(Effect::Release { page: key });
+                }
+                let access = if frame { Access::Read } else { Access::None };
+                let stored = !frame && policy != Policy::Lock;
                 page = Page {
                     version,
                     owner: self.me,
                     own: true,
                     stored,
                     access,
-                    modified: leaving.grant.modified,
+                    modified: frame && leaving.grant.modified,
                     ..Page::default()
                 };
                 self.table.set(key, &page);
-                if leaving.frame {
+                if frame {
                     turn.out.push(Effect::Map { page: key, access });
                 }
                 // Copies that the dead site may not have seen go must go now.

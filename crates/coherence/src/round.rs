@@ -461,7 +461,15 @@ impl Site {
                 self.table.set(key, &page);
             }
         }
-        self.forget_leaving_captures(id);
+        for key in self.modified_leaving(id) {
+            if let Some(leaving) = self.busy.get_mut(key).and_then(|b| b.leaving.as_mut())
+                && leaving.captured
+            {
+                // Not to be captured once more: by then the page may be newer elsewhere (I20).
+                leaving.grant.modified = false;
+                leaving.captured = false;
+            }
+        }
         self.wish_is_done(id, round, turn);
         self.after_round(id, turn);
     }
@@ -623,6 +631,15 @@ impl Site {
 // Going back.
 
 impl Site {
+    /// Stabilisations that were asked for during a rebuild begin.
+    pub(crate) fn rounds_resume(&mut self, turn: &mut Turn) {
+        let mut next = self.domains.key_at(0);
+        while let Some(id) = next {
+            self.start_wished(id, turn);
+            next = self.domains.key_after(id);
+        }
+    }
+
     /// Whoever shared modified pages with a dead site since the last cut goes back with it (I8).
     pub(crate) fn doom_partners_of(&mut self, gone: &SiteSet, turn: &mut Turn) {
         let mut next = self.domains.key_at(0);

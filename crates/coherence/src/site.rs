@@ -7,10 +7,10 @@ use alloc::vec::Vec;
 
 use crate::config::{ClusterConfig, Config, Manager, Policy};
 use crate::effect::{Effect, Effects, Event};
-use crate::ids::{Access, DomainId, Micros, Number, PageKey, SiteId, Version};
+use crate::ids::{Access, DomainId, Micros, Number, PageKey, RoundId, SiteId, Version};
 use crate::membership::Rebuild;
 use crate::message::{Grant, Message, Request};
-use crate::round::Domain;
+use crate::round::{Domain, Phase};
 use crate::site_set::SiteSet;
 use crate::sorted_map::SortedMap;
 use crate::table::{Page, Table};
@@ -221,6 +221,14 @@ impl Site {
     #[must_use]
     pub fn home(&self, key: PageKey) -> Option<SiteId> {
         self.config.cluster(key.cluster).map(|cluster| self.home_of(key, cluster))
+    }
+
+    /// The round of stabilisation that the site is in, as a member, and whether only its coordinator
+    /// can end that.
+    #[must_use]
+    pub fn round(&self, domain: DomainId) -> Option<(RoundId, bool)> {
+        let phase = &self.domains.get(domain)?.phase;
+        Some((phase.round()?, !matches!(phase, Phase::Closing { .. })))
     }
 
     /// Every page that the site has a word about, in order.

@@ -97,7 +97,7 @@ fn drop_frame() {
 
 #[test]
 fn serve_only_awake() {
-    catch_in_round(Bug::ServeOnlyAwake, "the giver stabilises");
+    catch_in_round(Bug::ServeOnlyAwake, "both write both pages");
 }
 
 #[test]

@@ -146,6 +146,7 @@ pub(crate) struct World {
     kept: BTreeMap<(usize, RoundId, PageKey), (Version, u16)>,
     members: BTreeMap<RoundId, Vec<usize>>,
     stable: [u16; 2],
+    stable_version: [Version; 2],
     committed: BTreeSet<RoundId>,
     /// Sections that were over at a site when it asked for a stabilisation.
     promised: Vec<Option<u16>>,
@@ -192,6 +193,7 @@ impl World {
             kept: BTreeMap::new(),
             members: BTreeMap::new(),
             stable: [0; 2],
+            stable_version: [Version::ZERO; 2],
             committed: BTreeSet::new(),
             promised: vec![None; count],
             left: Left {
@@ -247,7 +249,8 @@ impl World {
 
     fn can_go(&self, section: usize, script: &Script) -> bool {
         let alive = self.sites[script.site].is_some();
-        let doomed = self.tasks.iter().any(|(s, t)| *s == script.site && matches!(t, Task::Undo(_)));
+        let doomed =
+            self.tasks.iter().any(|(s, t)| *s == script.site && matches!(t, Task::Undo(_)));
         alive
             && match self.progress[section] {
                 Progress::Before => !self.gates[script.site] && !doomed,
@@ -293,9 +296,8 @@ impl World {
             Step::Stabilise(site) => {
                 let at = self.left.rounds.iter().position(|s| *s == site).unwrap();
                 self.left.rounds.remove(at);
-                let over = |(n, s): (usize, &Script)| {
-                    s.site == site && self.progress[n] == Progress::Done
-                };
+                let over =
+                    |(n, s): (usize, &Script)| s.site == site && self.progress[n] == Progress::Done;
                 let scripts = bounds.scripts.iter().enumerate();
                 let promised = scripts.filter(|x| over(*x)).fold(0, |m, (n, _)| m | 1 << n);
                 self.promised[site] = Some(promised);
@@ -412,9 +414,14 @@ impl World {
                     let of_page = self.kept.iter().filter(|((s, r, p), _)| {
                         *r == round && *p == PAGES[at] && self.members[&round].contains(s)
                     });
-                    // I20: the highest version of a page in the round is its stable state.
-                    if let Some((_, (_, body))) = of_page.max_by_key(|(_, (version, _))| *version) {
+                    // I20: the highest version of a page in the round is its stable state, and is
+                    // higher than the one before.
+                    if let Some((_, (version, body))) = of_page.max_by_key(|(_, (v, _))| *v) {
+                        if *version < self.stable_version[at] {
+                            self.broken = Some("an older version became the stable one");
+                        }
                         self.stable[at] = *body;
+                        self.stable_version[at] = *version;
                     }
                 }
                 self.kept.retain(|(_, r, _), _| *r != round);
@@ -428,9 +435,13 @@ impl World {
                 self.handle(bounds, site, event, &[]);
             }
             Task::Undo(because) => {
-                for (script, progress) in bounds.scripts.iter().zip(&mut self.progress) {
-                    if script.site == site && matches!(progress, Progress::Inside(..)) {
-                        *progress = Progress::Gone;
+                // Sections that are over but not stable are gone too: programs are told.
+                let stable = self.stable[0] | self.stable[1];
+                for (section, script) in bounds.scripts.iter().enumerate() {
+                    let begun = self.progress[section] != Progress::Before;
+                    if script.site == site && begun && stable >> section & 1 == 0 {
+                        self.progress[section] = Progress::Gone;
+                        self.promised[site] = self.promised[site].map(|p| p & !(1 << section));
                     }
                 }
                 if self.sites[site].as_ref().is_some_and(|s| s.page(LOCK).locked) {
@@ -454,12 +465,26 @@ impl World {
         site.handle(0, event, &mut effects);
         self.sites[i] = Some(site);
         let effects: Vec<Effect> = effects.drain().collect();
+        let mut woken = Vec::new();
         for effect in effects {
-            self.perform(bounds, i, effect, bodies);
+            self.perform(bounds, i, effect, bodies, &mut woken);
+        }
+        // What came was not enough for them.
+        for section in woken {
+            if matches!(self.progress[section], Progress::Inside(_, false)) {
+                self.go(bounds, section);
+            }
         }
     }
 
-    fn perform(&mut self, bounds: &Bounds, i: usize, effect: Effect, bodies: &[(PageKey, u16)]) {
+    fn perform(
+        &mut self,
+        bounds: &Bounds,
+        i: usize,
+        effect: Effect,
+        bodies: &[(PageKey, u16)],
+        woken: &mut Vec<usize>,
+    ) {
         match effect {
             Effect::Send { to, view, message } => self.post(i, to, view, message),
             Effect::Fill { page, source } => {
@@ -478,10 +503,7 @@ impl World {
                 if frame.body.is_none() {
                     self.broken = Some("mapped a frame without body");
                 }
-                self.wake(bounds, i, |op| match op {
-                    Op::Read(at) | Op::Write(at) => PAGES[at] == page,
-                    Op::Lock | Op::Unlock => false,
-                });
+                self.wake(bounds, i, page, access, woken);
             }
             Effect::Protect { page } => self.frames[i][place(page)].access = Access::Read,
             Effect::Revoke { page, keep } => {
@@ -518,8 +540,7 @@ impl World {
                 self.tasks.insert((i, Task::Persist(round)));
             }
             Effect::Commit { round, members, .. } => {
-                self.members
-                    .insert(round, members.iter().map(|s| usize::from(s.get())).collect());
+                self.members.insert(round, members.iter().map(|s| usize::from(s.get())).collect());
                 self.tasks.insert((i, Task::Commit(round)));
             }
             Effect::DropCaptures { round, .. } => {
@@ -555,13 +576,32 @@ impl World {
         }
     }
 
-    fn wake(&mut self, bounds: &Bounds, site: usize, waits_for: impl Fn(Op) -> bool) {
-        for (script, progress) in bounds.scripts.iter().zip(&mut self.progress) {
-            if let Progress::Inside(at, true) = *progress
-                && script.site == site
-                && waits_for(script.ops[at as usize])
-            {
-                *progress = Progress::Inside(at, false);
+    /// Threads that wait for the page go on: the instruction that faulted is done before the page
+    /// can leave again, which is what the minimum hold is for (I6).
+    fn wake(
+        &mut self,
+        bounds: &Bounds,
+        site: usize,
+        page: PageKey,
+        access: Access,
+        woken: &mut Vec<usize>,
+    ) {
+        for (section, script) in bounds.scripts.iter().enumerate() {
+            let Progress::Inside(at, true) = self.progress[section] else { continue };
+            let (place, write) = match script.ops[at as usize] {
+                Op::Read(place) => (place, false),
+                Op::Write(place) => (place, true),
+                Op::Lock | Op::Unlock => continue,
+            };
+            if script.site != site || PAGES[place] != page {
+                continue;
+            }
+            self.progress[section] = Progress::Inside(at, false);
+            if access == Access::Write || !write {
+                self.touch(bounds, section, place, write);
+                self.advance(bounds, section);
+            } else {
+                woken.push(section);
             }
         }
     }
@@ -572,9 +612,11 @@ impl World {
             Message::Copies { first, more, .. } => {
                 std::iter::once(first).chain(more).map(|c| body(c.page)).collect()
             }
-            Message::Grants { first, more } => {
-                std::iter::once(first).chain(more).filter(|g| g.body).map(|g| body(g.page)).collect()
-            }
+            Message::Grants { first, more } => std::iter::once(first)
+                .chain(more)
+                .filter(|g| g.body)
+                .map(|g| body(g.page))
+                .collect(),
             _ => Vec::new(),
         };
         let to = usize::from(to.get());
@@ -649,7 +691,7 @@ impl World {
                 let Some(step) = useful else { break };
                 world.take(bounds, step);
             }
-            let idle = |s: &Site| s.busy_count() == 0 && s.is_ready();
+            let idle = |s: &Site| s.busy_count() == 0 && s.is_ready() && s.round(DOMAIN).is_none();
             let inside = (0..world.sites.len()).any(|s| world.is_inside(bounds, s));
             let gated = world.sites.iter().zip(&world.gates).any(|(s, g)| s.is_some() && *g);
             let rounds = world.promised.iter().any(Option::is_some);

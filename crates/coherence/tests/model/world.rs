@@ -284,8 +284,12 @@ impl World {
     fn crash(&mut self, i: usize) {
         self.left.crashes -= 1;
         let Some(site) = self.sites[i].take() else { return };
-        for page in 0..self.latest.len() {
-            if site.page(self.keys[page]).owner {
+        for (page, key) in self.keys.iter().enumerate() {
+            // What it owned dies with it; so does what it gave and nobody has taken.
+            let owned_elsewhere = self.sites.iter().flatten().any(|s| s.page(*key).owner);
+            let frame = self.frames[i][page];
+            let gave = frame.body.is_some() && frame.access == Access::None && !owned_elsewhere;
+            if site.page(*key).owner || gave {
                 self.latest[page] = None;
             }
         }
@@ -315,15 +319,26 @@ impl World {
             && effects
                 .iter()
                 .any(|e| matches!(e, Effect::Send { message: Message::Request(_), .. }));
+        let mut again = Vec::new();
         for effect in effects {
-            self.perform(i, effect, bodies);
+            self.perform(i, effect, bodies, &mut again);
+        }
+        for page in again {
+            // What came was not enough: the thread stores again and faults again.
+            self.handle(i, Event::Fault { page, run: 0, write: true }, &[]);
         }
         let site = self.sites[i].as_ref();
         self.seen.waited |=
             self.keys.iter().any(|p| site.is_some_and(|s| s.waiting(*p).next().is_some()));
     }
 
-    fn perform(&mut self, i: usize, effect: Effect, bodies: &[(PageKey, u64)]) {
+    fn perform(
+        &mut self,
+        i: usize,
+        effect: Effect,
+        bodies: &[(PageKey, u64)],
+        again: &mut Vec<PageKey>,
+    ) {
         let keys = self.keys.clone();
         let at = |page: PageKey| keys.iter().position(|k| *k == page).unwrap();
         match effect {
@@ -356,9 +371,7 @@ impl World {
                     // Whoever reads something else from now on reads what is past.
                     self.latest[at(page)] = Some(self.stored);
                 } else if self.waiting.contains(&(i, page_no, true)) {
-                    // The thread stores again and faults again.
-                    let event = Event::Fault { page, run: 0, write: true };
-                    self.handle(i, event, &[]);
+                    again.push(page);
                 }
             }
             Effect::Protect { page } => self.frames[i][at(page)].access = Access::Read,
