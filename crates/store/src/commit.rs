@@ -78,6 +78,10 @@ impl Store {
         let images = batch.settle();
         let entries = self.entries(batch, &images);
         if entries.is_empty() {
+            if writer.suspect {
+                // To say that the state is stable, an attempt that failed must be out of the way.
+                self.begin_epoch(&mut writer)?;
+            }
             batch.clear();
             return Ok(self.nothing_to_commit());
         }

@@ -197,7 +197,7 @@ impl Life {
                     return Err("a stabilisation that changes something wrote nothing".into());
                 }
                 self.admitted.clear();
-                self.fresh = true;
+                self.fresh |= committed.bytes_written > 0;
             }
             Err(_) => {
                 self.lived.failed += u64::from(!self.medium.is_crashed());

@@ -1,0 +1,138 @@
+//! Yesterday's files stay readable: a store that version 1 wrote, kept as text, opened by whatever this is.
+//!
+//! `tests/golden/version-1.txt` has the bytes that are not zero: a line with the file's length, then lines of offset
+//! and 16 bytes in hexadecimal. It was written by the test `write`, which only writes where
+//! `STEAD_WRITE_GOLDEN` says.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
+use stead_store::sim::CrashMedium;
+use stead_store::{CreateOptions, Medium, Store, Stored};
+
+fn id(container: u32, page: u64) -> PageId {
+    PageId { container: ContainerId(container), page: PageNo(page) }
+}
+
+/// Mostly zero, so that the text stays short.
+fn image(value: u64) -> [u8; PAGE_SIZE] {
+    let mut bytes = [0; PAGE_SIZE];
+    bytes[..8].copy_from_slice(&value.to_le_bytes());
+    bytes[PAGE_SIZE - 1] = 1;
+    bytes
+}
+
+/// What the store holds: it has been written in three stabilisations behind a root, and two before.
+fn contents() -> BTreeMap<PageId, u64> {
+    let mut want: BTreeMap<PageId, u64> = (0..20).map(|i| (id(1, i * 300), 100 + i)).collect();
+    want.insert(id(0, 0), 1);
+    want.remove(&id(1, 600));
+    want.insert(id(1, 0), 7);
+    want.insert(id(1, (1 << 40) - 1), 8);
+    want.insert(id(3, 5), 9);
+    want
+}
+
+#[test]
+fn write() {
+    let Some(path) = std::env::var_os("STEAD_WRITE_GOLDEN") else { return };
+    let medium = CrashMedium::new(0);
+    let options = CreateOptions {
+        segment_blocks: Some(32),
+        store_id: Some(0x0123_4567_89AB_CDEF_0011_2233_4455_6677),
+        base_window: Some(11),
+        created: Some(1_763_000_000),
+    };
+    let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
+    let mut batch = store.batch();
+    let push = |batch: &mut stead_store::Batch, id, value| {
+        batch.push(id, |p| p.copy_from_slice(&image(value)));
+    };
+    (0..20).for_each(|i| push(&mut batch, id(1, i * 300), 100 + i));
+    store.commit(&mut batch).unwrap();
+    push(&mut batch, id(0, 0), 1);
+    push(&mut batch, id(2, 2), 2);
+    store.commit(&mut batch).unwrap();
+    store.checkpoint().unwrap();
+    batch.drop_container(ContainerId(2));
+    batch.zero(id(1, 600));
+    store.commit(&mut batch).unwrap();
+    push(&mut batch, id(1, 0), 7);
+    push(&mut batch, id(1, (1 << 40) - 1), 8);
+    store.commit(&mut batch).unwrap();
+    push(&mut batch, id(3, 5), 9);
+    store.commit(&mut batch).unwrap();
+    drop(store);
+
+    let len = medium.len().unwrap();
+    let mut text = format!("{len:#x}\n");
+    for offset in (0..len).step_by(16) {
+        let mut row = [0; 16];
+        medium.read(offset, &mut row).unwrap();
+        if row != [0; 16] {
+            let hex: String = row.iter().map(|byte| format!("{byte:02x}")).collect();
+            writeln!(text, "{offset:x} {hex}").unwrap();
+        }
+    }
+    std::fs::write(path, text).unwrap();
+}
+
+/// The file, as it was.
+fn read() -> CrashMedium {
+    let text = include_str!("golden/version-1.txt");
+    let mut lines = text.lines();
+    let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+    let mut bytes = vec![0; hex(lines.next().unwrap()) as usize];
+    for line in lines {
+        let (offset, row) = line.split_once(' ').unwrap();
+        for i in 0..16 {
+            bytes[hex(offset) as usize + i] = hex(&row[2 * i..2 * i + 2]) as u8;
+        }
+    }
+    let medium = CrashMedium::new(0);
+    medium.set_len(bytes.len() as u64).unwrap();
+    medium.write(0, &[IoSlice::new(&bytes)]).unwrap();
+    medium.sync().unwrap();
+    medium
+}
+
+#[test]
+fn a_store_of_version_1_is_read_and_gone_on_with() {
+    let medium = read();
+    let (store, report) = Store::open_on(Arc::new(medium.clone())).unwrap();
+    assert_eq!((report.last_sequence, report.records_replayed), (5, 3));
+    assert!(!report.fell_back && report.unfinished.is_none());
+    let header = store.header();
+    assert_eq!(header.store_id, 0x0123_4567_89AB_CDEF_0011_2233_4455_6677);
+    assert_eq!((header.base_window, header.created), (11, 1_763_000_000));
+    let mut want = contents();
+    check(&store, &want);
+    let mut batch = store.batch();
+    batch.push(id(1, 600), |p| p.copy_from_slice(&image(10)));
+    want.insert(id(1, 600), 10);
+    store.commit(&mut batch).unwrap();
+    drop(store);
+    let (store, _) = Store::open_on(Arc::new(medium)).unwrap();
+    check(&store, &want);
+}
+
+fn check(store: &Store, want: &BTreeMap<PageId, u64>) {
+    let mut found = BTreeMap::new();
+    let mut page = [0; PAGE_SIZE];
+    for container in store.containers() {
+        for range in store.stored_pages(container).unwrap() {
+            for page_no in range.pages() {
+                let id = PageId { container, page: page_no };
+                assert_eq!(store.read_page(id, &mut page).unwrap(), Stored::Image);
+                let value = u64::from_le_bytes(page[..8].try_into().unwrap());
+                assert!(page == image(value));
+                found.insert(id, value);
+            }
+        }
+    }
+    assert_eq!(found, *want);
+    assert!(store.verify(&mut |_| {}).unwrap().is_clean());
+}
