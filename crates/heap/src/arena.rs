@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use stead_model::{Address, ContainerId, PAGE_SIZE, PageNo, PageRange, WINDOW_SIZE};
 use thiserror::Error;
 
-use crate::alloc::Shared;
+use crate::alloc::{self, Shared};
 use crate::directory::{Directory, DirectoryError, directory};
 use crate::error::{AllocError, OtherType};
 use crate::ground::Ground;
@@ -49,6 +49,14 @@ pub enum OpenArenaError {
     /// Its first page says no.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// It is open already.
+    #[error(
+        "the container at {base} is open already: two allocators would give out the same memory"
+    )]
+    InUse {
+        /// Where it is.
+        base: Address,
+    },
     /// It is mapped elsewhere than its pointers say.
     #[error("the container belongs at {belongs} but is mapped at {mapped}")]
     Elsewhere {
@@ -171,6 +179,9 @@ impl Arena {
         if id > ContainerId::MAX {
             return refuse("the container's number is too large");
         }
+        if !alloc::claim(&*ground) {
+            return refuse("another arena of this process stands on it");
+        }
         Ok(Arena { shared: Shared::format(ground, id) })
     }
 
@@ -180,6 +191,17 @@ impl Arena {
     /// # Errors
     /// If there is no container here, or a damaged one.
     pub fn open(ground: Arc<dyn Ground>) -> Result<Arena, OpenArenaError> {
+        if !alloc::claim(&*ground) {
+            return Err(OpenArenaError::InUse { base: Address(ground.base()) });
+        }
+        let opened = Self::open_claimed(&ground);
+        if opened.is_err() {
+            alloc::unclaim(&*ground);
+        }
+        opened
+    }
+
+    fn open_claimed(ground: &Arc<dyn Ground>) -> Result<Arena, OpenArenaError> {
         let base = ground.base();
         let page = with_exposed_provenance::<[u8; PAGE_SIZE]>(base);
         // SAFETY: window 0 is mapped, and nobody writes it while the container is being opened.
@@ -215,7 +237,7 @@ impl Arena {
         }
         let registry = Self::read_types(&found, &segment_ends)?;
         let shared =
-            Shared::open(ground, found.container, &found.clusters, &segment_ends, registry);
+            Shared::open(ground.clone(), found.container, &found.clusters, &segment_ends, registry);
         shared.root.store(found.root.map_or(0, |r| r.0), Relaxed);
         Ok(Arena { shared })
     }
@@ -424,7 +446,7 @@ impl Arena {
     /// Waits until a lock is free or may have been; to be called with no section open and outside the
     /// gate. At most about 10 ms.
     pub fn wait_lock_free(&self, lock: BusyLock) {
-        lock::wait_free(lock);
+        lock::wait_free(&self.shared, lock);
     }
 
     /// Reports the pages freed since the last call that are still free: their bytes need not be kept.

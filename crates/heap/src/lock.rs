@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::thread::futex;
 
+use crate::alloc::Shared;
 use crate::error::LockError;
 use crate::journal::{Hold, Journal, Mode};
 use crate::planted::{self, Bug};
@@ -260,8 +261,11 @@ fn release(hold: &mut Hold) {
 
 /// Waits until the lock is free, or was free for a moment that is now past; a hint, so that a section
 /// that was undone for it does not come back too early.
-pub(crate) fn wait_free(busy: BusyLock) {
-    // SAFETY: the caller holds the arena whose section named this lock, so its shadow is mapped.
+pub(crate) fn wait_free(shared: &Shared, busy: BusyLock) {
+    if !shared.contains(busy.word.wrapping_sub(shared.shadow_offset)) {
+        return;
+    }
+    // SAFETY: a state word of this arena, whose shadow is mapped while it is open.
     let word = unsafe { &*with_exposed_provenance::<AtomicU64>(busy.word) };
     for _ in 0..SPINS {
         if word.load(Ordering::Relaxed) == 0 {

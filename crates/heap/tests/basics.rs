@@ -399,3 +399,44 @@ fn a_mutating_section_inside_another_is_refused_loudly() {
     assert!(text.contains("a mutating section was entered while this thread has another open"));
     heap.write(|_, _| Ok(())).unwrap();
 }
+
+/// Two arrays that do not fit into one window of 64 GiB: the cluster takes a second one. Their page
+/// descriptors alone are a gigabyte.
+#[test]
+fn a_cluster_grows_into_another_window() {
+    if std::env::var_os("STEAD_LARGE").is_none() {
+        eprintln!("NOT RUN: takes over a gigabyte of memory; set STEAD_LARGE=1");
+        return;
+    }
+    let mut heap = board();
+    let elements = 33 << 27;
+    heap.exclusive(|r, x| {
+        let mut first: Vec<u64> = Vec::with_capacity(x, elements)?;
+        first.push(x, 1)?;
+        let mut second: Vec<u64> = Vec::with_capacity(x, elements)?;
+        second.push(x, 2)?;
+        assert!(matches!(
+            Vec::<u64>::with_capacity(x, elements),
+            Err(AllocError::Full { cluster: 0, .. })
+        ));
+        assert!(matches!(Vec::<u64>::with_capacity(x, 1 << 40), Err(AllocError::TooLarge { .. })));
+        r.plain = second;
+        drop(first);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(heap.check().leaked_allocations, 0);
+    heap.reopen();
+    heap.read(|r, _| {
+        assert_eq!(r.plain[0], 2);
+        let window = (r.plain.as_ptr().addr() - heap.arena().base().0) / stead_model::WINDOW_SIZE;
+        assert_eq!(window, 1);
+    });
+    heap.exclusive(|r, x| {
+        r.plain.extend(x, [3, 4])?;
+        r.plain = Vec::new(x);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(heap.check().leaked_allocations, 0);
+}

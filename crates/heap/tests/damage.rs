@@ -153,7 +153,10 @@ proptest! {
             poke(start + index.index(bytes / 8) * 8, value);
         }
         let _ = heap.arena().verify().to_string();
-        if let Ok(arena) = Arena::open(heap.ground().clone()) {
+        let ground = heap.ground().clone();
+        assert!(matches!(Arena::open(ground.clone()), Err(OpenArenaError::InUse { .. })));
+        drop(heap);
+        if let Ok(arena) = Arena::open(ground) {
             let _ = arena.check_root::<Top<'static>>();
             let _ = arena.verify().to_string();
         }
