@@ -23,7 +23,7 @@ struct Root<'s> {
 #[repr(C)]
 struct Node<'s> {
     value: u64,
-    next: Option<Ptr<'s, Node<'s>>>,
+    next: Slot<'s, Option<Ptr<'s, Node<'s>>>>,
 }
 
 struct PlainNode {
@@ -66,9 +66,13 @@ pub(crate) fn measure(dir: &Path) -> Result<Vec<Row>, Box<dyn std::error::Error>
         next = Some(&**node);
     }
     c.exclusive(|root, tx| -> Result<()> {
+        let nodes = (0..NODES)
+            .map(|i| tx.alloc(Node { value: i as u64, next: Slot::new(None) }))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut next = None;
         for &i in &order {
-            next = Some(tx.alloc(Node { value: i as u64, next })?);
+            nodes[i].next.set(tx, next);
+            next = Some(nodes[i]);
         }
         root.head.set(tx, next);
         Ok(())
@@ -89,7 +93,7 @@ pub(crate) fn measure(dir: &Path) -> Result<Vec<Row>, Box<dyn std::error::Error>
                 let (mut at, mut sum) = (head, 0u64);
                 while let Some(node) = at {
                     sum = sum.wrapping_add(node.value);
-                    at = node.next;
+                    at = *node.next.get(token);
                 }
                 sum
             })

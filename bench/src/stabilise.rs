@@ -49,7 +49,7 @@ pub(crate) fn measure(
     for (dirty, rounds) in [(1usize, 200), (100, 200), (10_000, 15)] {
         let mut times = (std::vec::Vec::new(), std::vec::Vec::new(), std::vec::Vec::new());
         let (mut rest, mut pauses) = (std::vec::Vec::new(), std::vec::Vec::new());
-        let before = store.stat().counters;
+        let before = store.counters();
         for _ in 0..rounds {
             times.0.push(raw.write_and_flush(dirty * PAGE)?);
             let count = c.read(|root, _| root.pages.len())?;
@@ -67,13 +67,13 @@ pub(crate) fn measure(
             let began = Instant::now();
             store.stabilise()?;
             let us = began.elapsed().as_secs_f64() * 1e6;
-            let counters = store.stat().counters;
+            let counters = store.counters();
             times.1.push(us);
             times.2.push(counters.scan_us_last as f64);
             rest.push(us - counters.scan_us_last as f64);
             pauses.push(counters.pause_us_last as f64);
         }
-        let after = store.stat().counters;
+        let after = store.counters();
         let pages = after.pages_stabilised - before.pages_stabilised;
         let bytes = after.bytes_written - before.bytes_written;
         let flushes = (after.flushes - before.flushes) as f64 / f64::from(rounds);

@@ -21,6 +21,7 @@ use crate::error::{ContainerError, OpenError, StabiliseError};
 use crate::join::Typed;
 use crate::options::{ContainerOptions, OpenOptions};
 use crate::stat::{ContainerStat, Counters, SiteStat};
+use crate::step::rounds::Stable;
 
 /// The name under which the system container is reported. No container can be called so, since it is
 /// not looked up by name.
@@ -28,13 +29,6 @@ const SYSTEM_NAME: &str = "(system)";
 
 /// How long an asked-for stabilisation lets its gates be closed before it gives up on open sections.
 pub const GATE_DEFAULT: Duration = Duration::from_secs(60);
-
-/// A state that is durable. Later ones have higher numbers.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Stable {
-    /// The number of its stabilisation.
-    pub number: u64,
-}
 
 /// A store, open in this process. Dropping it stabilises, and closes the store.
 pub struct Site {

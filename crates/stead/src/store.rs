@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use stead_heap::{Root, Tx};
 use stead_site::site::GATE_DEFAULT;
-use stead_site::{ContainerOptions, OpenError, OpenOptions, Site, SiteStat, StabiliseError};
+use stead_site::{
+    ContainerOptions, Counters, OpenError, OpenOptions, Site, SiteStat, StabiliseError,
+};
 
 use crate::container::Container;
 use crate::error::{Error, Result};
@@ -107,7 +109,13 @@ impl Store {
         self.site.names()
     }
 
-    /// What there is, and what happened since the store was opened.
+    /// What happened since the store was opened here: a few loads.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.site.counters()
+    }
+
+    /// What there is, and what happened. Costs by the number of stored pages.
     #[must_use]
     pub fn stat(&self) -> SiteStat {
         self.site.stat()

@@ -53,11 +53,11 @@ fn a_hundred_gib_open_as_fast_as_a_few_pages() {
         root(&store, "large", 100 << 30);
     }
     let store = Store::open_with(&dir, &quiet()).unwrap();
-    let start = store.stat().counters;
+    let start = store.counters();
     let small = root(&store, "small", 0);
-    let middle = store.stat().counters;
+    let middle = store.counters();
     let large = root(&store, "large", 0);
-    let end = store.stat().counters;
+    let end = store.counters();
     assert_eq!(spent(start, middle), spent(middle, end), "opening costs by what is opened");
     assert_eq!(small.read(|r, _| r.list.len()).unwrap(), 0);
     assert_eq!(large.read(|r, _| r.list.len()).unwrap(), 0);
@@ -86,19 +86,19 @@ fn one_touch_asks_for_one_page() {
     }
     let store = Store::open_with(&dir, &quiet()).unwrap();
     let c = root(&store, "c", 0);
-    let opened = store.stat().counters;
+    let opened = store.counters();
     // The header, and with it the cluster, is touched when the heap is opened; nothing else of it is.
     assert!(opened.clusters_touched <= 1);
     assert!(opened.memory.pages_asked <= 4, "{opened:?}");
     c.read(|r, _| assert_eq!(r.list[500_000], 500_000)).unwrap();
-    let before = store.stat().counters.memory;
+    let before = store.counters().memory;
     c.read(|r, _| assert_eq!(r.list[900_000], 900_000)).unwrap();
-    let after = store.stat().counters.memory;
+    let after = store.counters().memory;
     assert_eq!(after.pages_asked - before.pages_asked, 1);
     let ahead = after.pages_ahead - before.pages_ahead;
     assert!((1..16).contains(&ahead), "its neighbours came along: {ahead}");
     c.read(|r, _| assert_eq!(r.list[900_001], 900_001)).unwrap();
-    assert_eq!(store.stat().counters.memory.pages_asked, after.pages_asked, "no second fault");
+    assert_eq!(store.counters().memory.pages_asked, after.pages_asked, "no second fault");
 }
 
 #[test]

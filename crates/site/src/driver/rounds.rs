@@ -13,8 +13,7 @@ use stead_store::{Batch, Committed};
 use super::Shared;
 use crate::container::Opened;
 use crate::error::StabiliseError;
-use crate::site::Stable;
-use crate::step::rounds::{Effect, Event, Pace, Rounds, Wish};
+use crate::step::rounds::{Effect, Event, Pace, Rounds, Stable, Wish};
 
 /// The rounds of a site: one at a time; who comes while one is under way waits for the next, together
 /// with all others who came meanwhile.

@@ -5,6 +5,13 @@
 
 use std::time::Duration;
 
+/// A state that is durable. Later ones have higher numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Stable {
+    /// The number of its stabilisation.
+    pub number: u64,
+}
+
 /// Who wants a round, which decides how long its gates may stay closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wish {
