@@ -57,8 +57,9 @@ impl Place {
         self == Place::NONE
     }
 
+    /// In bytes; a place that no file can have becomes an offset that no file has.
     pub(crate) fn offset(self) -> u64 {
-        self.0 * BLOCK as u64
+        self.0.saturating_mul(BLOCK as u64)
     }
 
     pub(crate) fn plus(self, blocks: u64) -> Place {

@@ -5,6 +5,26 @@
 //! It knows neither what pages mean nor where they are in memory, and starts no thread: upkeep runs on the
 //! caller's. Read [`Store`] first, then [`Batch`]; [`Medium`] is the whole contact with the disk, and
 //! `docs/store-format.md` has the bytes.
+//!
+//! ```
+//! use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
+//! use stead_store::{CreateOptions, Store, Stored};
+//!
+//! # let parent = tempfile::tempdir()?;
+//! # let dir = parent.path().join("store");
+//! let store = Store::create(&dir, &CreateOptions::default())?;
+//! let id = PageId { container: ContainerId(1), page: PageNo(7) };
+//! let mut batch = store.batch();
+//! batch.push(id, |page| page.fill(42));
+//! assert_eq!(store.commit(&mut batch)?.sequence, 1);
+//! drop(store);
+//!
+//! let (store, _report) = Store::open(&dir)?;
+//! let mut page = [0; PAGE_SIZE];
+//! assert_eq!(store.read_page(id, &mut page)?, Stored::Image);
+//! assert_eq!(page, [42; PAGE_SIZE]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod aligned;
