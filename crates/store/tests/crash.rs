@@ -43,10 +43,13 @@ fn every_crash_leaves_the_last_state_or_the_one_under_way() {
     let mut all = Lived::default();
     lived.unwrap_or_else(|why| panic!("{why}")).into_iter().for_each(|lived| all.add(lived));
     eprintln!("{all:?}");
-    // The torture has reached what it is for.
-    assert!(all.crashes >= points && all.crashes_in_recovery > points / 20);
-    assert!(all.committed > all.crashes && all.failed > 0 && all.moved > all.crashes);
-    assert!(all.under_way > 0 && all.fell_back > 0 && all.rot_noticed > 0);
+    assert!(all.crashes >= points);
+    if points >= 2000 {
+        // The torture has reached what it is for.
+        assert!(all.crashes_in_recovery > points / 20 && all.committed > points);
+        assert!(all.failed > 0 && all.moved > points && all.under_way > 0);
+        assert!(all.fell_back > 0 && all.rot_noticed > 0);
+    }
 }
 
 fn live(seeds: impl Iterator<Item = u64>) -> Result<Lived, String> {
