@@ -45,7 +45,11 @@ impl Space<Linux> {
     /// # Errors
     /// As for [`Space::open`].
     pub fn open_allowed(allowed: Allowed) -> Result<Space, Unsupported> {
-        Ok(Space::on(Linux::open(allowed)?))
+        let sys = Linux::open(allowed)?;
+        // Registering takes microseconds while this process has one thread, and about 10 ms once it
+        // has more: the kernel then waits until all of them have been scheduled. Gates need it later.
+        crate::gate::barrier_works();
+        Ok(Space::on(sys))
     }
 
     /// Whether the kernel lets this user serve faults of its own code only. A system call that

@@ -47,6 +47,18 @@ pub enum OpenError {
     Thread(std::io::Error),
 }
 
+impl OpenError {
+    /// Whether another process, or this one, has the store open: trying again later may help.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        matches!(
+            self,
+            OpenError::Store(stead_store::OpenError::Held { .. })
+                | OpenError::Create(CreateError::Held { .. })
+        )
+    }
+}
+
 /// A container could not be opened or made.
 #[derive(thiserror::Error, Debug)]
 pub enum ContainerError {
