@@ -29,6 +29,7 @@
 
 mod aligned;
 mod batch;
+mod checkpoint;
 mod clean;
 mod cold;
 mod commit;
