@@ -30,8 +30,8 @@ use crate::tree::{Tree, Visitor};
 enum Chain {
     /// The one that is being written.
     GoesOn,
-    /// A new epoch, in place or in another segment; both roots are written.
-    NewEpoch { elsewhere: bool },
+    /// A new epoch, in place or at the start of another segment; both roots are written.
+    NewEpoch { elsewhere: Option<Place> },
 }
 
 /// A map that has been stored, not yet in force.
@@ -48,7 +48,13 @@ impl Store {
     pub(crate) fn begin_epoch(&self, writer: &mut Writer) -> Result<(), CommitError> {
         let mut keeper = self.keeper();
         let failures = self.disk.failures();
-        self.checkpoint_with(&mut keeper, Chain::NewEpoch { elsewhere: writer.suspect })?;
+        let elsewhere = if writer.suspect { Some(self.fresh_segment()?) } else { None };
+        let begun = self.checkpoint_with(&mut keeper, Chain::NewEpoch { elsewhere });
+        if let (Err(_), Some(unused)) = (&begun, elsewhere) {
+            // Nothing has been written there, so that a disk that keeps failing does not make the file grow.
+            self.state_mut().space.give_back(unused);
+        }
+        begun?;
         writer.epoch = Some(failures);
         writer.suspect = false;
         self.needs_epoch.store(false, Ordering::SeqCst);
@@ -84,7 +90,7 @@ impl Store {
                     state.space.uncount_layer(place);
                 }
                 state.active = layer;
-                keeper.cold.abandon(&mut state.space);
+                keeper.cold.abandon();
                 if self.disk.failures() != failures {
                     self.needs_epoch.store(true, Ordering::SeqCst);
                 }
@@ -103,8 +109,8 @@ impl Store {
         let since = self.disk.failures();
         if let Chain::NewEpoch { elsewhere } = chain {
             position.epoch += 1;
-            if elsewhere {
-                position.place = self.fresh_segment()?;
+            if let Some(place) = elsewhere {
+                position.place = place;
                 position.next_segment = Place::NONE;
             }
         }

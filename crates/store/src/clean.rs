@@ -37,7 +37,7 @@ impl Store {
             }
             moved += (live.images.len() + live.nodes.len()) as u64;
             if let Err(error) = self.move_images(keeper, live.images) {
-                keeper.cold.abandon(&mut self.state_mut().space);
+                keeper.cold.abandon();
                 return Err(error);
             }
             keeper.rewrites.extend(live.nodes);

@@ -7,7 +7,7 @@ use crate::aligned::AlignedBuf;
 use crate::disk::Purpose;
 use crate::error::CommitError;
 use crate::format::{BLOCK, Chunk, ChunkKind, Entry, Extent, Located, Place};
-use crate::space::{NoSegment, Space};
+use crate::space::NoSegment;
 use crate::store::Store;
 
 /// The stream, and the table that the newest root refers to.
@@ -42,11 +42,10 @@ impl Cold {
         self.next
     }
 
-    /// Forgets the chunk being gathered, and the segment, after a failure.
-    pub(crate) fn abandon(&mut self, space: &mut Space) {
+    /// Forgets the chunk being gathered, after a failure. What has been written stays, referred to by nothing, and is
+    /// not written over: the stream goes on behind it.
+    pub(crate) fn abandon(&mut self) {
         self.open = None;
-        self.next = Place::NONE;
-        space.leave_cold();
     }
 
     /// Appends a block; it is durable, like the others, after the next flush that follows
@@ -84,7 +83,12 @@ impl Cold {
         let bytes = open.bytes.as_mut_slice();
         chunk.encode(store.header.store_id, &mut bytes[..BLOCK]);
         let bytes = IoSlice::new(&bytes[..blocks as usize * BLOCK]);
-        store.disk.write(Purpose::Upkeep, open.at.offset(), &[bytes])?;
+        if let Err(error) = store.disk.write(Purpose::Upkeep, open.at.offset(), &[bytes]) {
+            // Who knows what is wrong with this part of the disk.
+            self.next = Place::NONE;
+            store.state_mut().space.leave_cold();
+            return Err(error);
+        }
         self.go_on(store, open.at, blocks);
         Ok(())
     }

@@ -195,6 +195,14 @@ impl Space {
         Ok(self.layout.start(segment))
     }
 
+    /// Takes back a segment in which nothing has been written.
+    pub(crate) fn give_back(&mut self, start: Place) {
+        let segment = self.layout.segment_of(start);
+        debug_assert!(self.segments[segment].live() == 0, "nothing refers to an unused segment");
+        self.segments[segment].state = State::Free;
+        self.free.insert(segment as u32);
+    }
+
     /// A segment for the cold stream.
     pub(crate) fn take_cold(&mut self) -> Result<Place, NoSegment> {
         let segment = self.take(0)?;

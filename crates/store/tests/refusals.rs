@@ -371,6 +371,28 @@ fn an_error_of_the_disk_is_told_and_got_over() {
     }
 }
 
+/// A disk that is broken for good makes no store grow.
+#[test]
+fn trying_again_and_again_takes_no_room() {
+    let medium = CrashMedium::new(1);
+    let options = CreateOptions { segment_blocks: Some(64), ..CreateOptions::default() };
+    let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
+    commit(&store, 0..50, 1);
+    let mut batch = store.batch();
+    batch.push(id(1, 0), |p| p.fill(2));
+    let before = store.stat().segments;
+    for _ in 0..100 {
+        medium.fail_at(1, Fault::LosingFlush);
+        let error = store.commit(&mut batch).unwrap_err();
+        assert!(matches!(error, CommitError::Io { .. }), "{error}");
+    }
+    assert!(store.stat().segments <= before + 8, "{:?}", store.stat());
+    medium.no_fault();
+    store.commit(&mut batch).unwrap();
+    assert_eq!((value(&store, 0).unwrap(), value(&store, 49).unwrap()), (2, 1));
+    assert!(store.verify(&mut |_| {}).unwrap().is_clean());
+}
+
 /// On a real file system that is really full.
 #[test]
 fn a_full_file_system_loses_nothing() {
