@@ -4,8 +4,9 @@
 //! told. No code of a program runs under its lock. Read [`Shared`] first, then [`Tx`](crate::Tx).
 
 mod threads;
+mod window;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::atomic::{
     AtomicU8, AtomicU64, AtomicUsize,
@@ -25,6 +26,8 @@ use crate::layout::{
 };
 use crate::registry::{Fresh, Registry};
 use crate::types::{Persist, TypeRef};
+
+use window::WindowPages;
 
 pub(crate) use threads::{ThreadCache, ThreadCaches};
 
@@ -106,20 +109,6 @@ struct Pages {
     partial: HashMap<PageSort, Vec<u64>>,
     /// Freed since the site asked last: first page of the container, pages.
     freed: Vec<(u64, u32)>,
-}
-
-/// The segment of one window.
-struct WindowPages {
-    cluster: u16,
-    /// One past the segment's last page.
-    end: u32,
-    /// Pages below this one have not been looked at, unless their state says so.
-    unknown_below: u32,
-    /// One past the last page that the ground was told about.
-    asked_end: u32,
-    /// Free runs known: first page, pages.
-    runs: BTreeMap<u32, u32>,
-    by_length: BTreeSet<(u32, u32)>,
 }
 
 /// Descriptors looked at in one step when looking for free slots.
@@ -322,7 +311,7 @@ impl Shared {
         for &w in &windows {
             let window =
                 pages.windows[w as usize].as_mut().expect("a cluster's window is assigned");
-            if let Some(&(length, start)) = window.by_length.range((count, 0)..).next() {
+            if let Some((start, length)) = window.run_for(count) {
                 window.remove_run(start, length);
                 if length > count {
                     window.add_run(start + count, length - count);
@@ -738,41 +727,5 @@ unsafe fn write_header(
         h.window_count = window_count;
         h.canonical_base = canonical_base as u64;
         h.empty_group = [0xff; 64];
-    }
-}
-
-impl WindowPages {
-    fn new(cluster: u16, end: u32) -> WindowPages {
-        WindowPages {
-            cluster,
-            end,
-            unknown_below: end,
-            asked_end: end,
-            runs: BTreeMap::new(),
-            by_length: BTreeSet::new(),
-        }
-    }
-
-    fn remove_run(&mut self, start: u32, length: u32) {
-        let removed = self.runs.remove(&start);
-        debug_assert_eq!(removed, Some(length));
-        self.by_length.remove(&(length, start));
-    }
-
-    /// Adds a free run, joined with its neighbours.
-    fn add_run(&mut self, mut start: u32, mut length: u32) {
-        if let Some((&before, &n)) = self.runs.range(..start).next_back()
-            && before + n == start
-        {
-            self.remove_run(before, n);
-            start = before;
-            length += n;
-        }
-        if let Some(&n) = self.runs.get(&(start + length)) {
-            self.remove_run(start + length, n);
-            length += n;
-        }
-        self.runs.insert(start, length);
-        self.by_length.insert((length, start));
     }
 }

@@ -145,7 +145,8 @@ impl Journal {
             random: Cell::new(RandomState::new().hash_one(0u64) | 1),
         }));
         CURRENT.set(journal);
-        OWNED.with(|owner| owner.0.set(journal));
+        // In a thread that is ending the owner may be gone: then this journal is left behind.
+        let _ = OWNED.try_with(|owner| owner.0.set(journal));
         NonNull::new(journal).expect("a box has an address")
     }
 
