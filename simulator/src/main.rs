@@ -1,7 +1,11 @@
 //! The command: whole clusters simulated from one seed. Nothing is simulated in this file; it reads
-//! the command line. Read [`Command`] first.
+//! the command line and prints. Read [`Command`] first.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use simulator::{counts, growth, protocol};
 
 #[derive(Parser)]
 #[command(about = "Simulates whole clusters from one seed")]
@@ -12,7 +16,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The coherence protocol under latency, loss, partition, crash and restart.
+    /// The coherence protocol under latency, loss, doubling, partition, crash and restart.
     Protocol {
         /// Seeds to run.
         #[arg(long, default_value_t = 100)]
@@ -21,10 +25,61 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Counts the messages of each kind of fault with each manager.
+    Counts,
+    /// Measures how faults grow dearer with the number of sites, and writes table and plot.
+    Growth {
+        /// Where `coherence-growth.svg` goes; the table is printed.
+        #[arg(long, default_value = "docs")]
+        to: PathBuf,
+    },
 }
 
-fn main() {
+fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Protocol { seeds, seed } => println!("{} seeds", seed.map_or(seeds, |_| 1)),
+        Command::Protocol { seeds, seed } => run_protocol(seeds, seed),
+        Command::Counts => {
+            let head = ["manager", "fault", "expected", "counted", "after", "bodies"];
+            let [manager, fault, expected, counted, after, bodies] = head;
+            println!("{manager:8} {fault:44} {expected:8} {counted:8} {after:6} {bodies:6}");
+            for row in counts::table() {
+                println!("{row}");
+            }
+            ExitCode::SUCCESS
+        }
+        Command::Growth { to } => {
+            let (table, plot) = growth::report(&growth::SITES);
+            print!("{table}");
+            let path = to.join("coherence-growth.svg");
+            match std::fs::write(&path, plot) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("cannot write {}: {error}", path.display());
+                    ExitCode::FAILURE
+                }
+            }
+        }
     }
+}
+
+fn run_protocol(seeds: u64, seed: Option<u64>) -> ExitCode {
+    let seeds = seed.map_or(0..seeds, |seed| seed..seed + 1);
+    let (mut count, mut steps, mut messages, mut crashes) = (0u64, 0u64, 0u64, 0u64);
+    for seed in seeds {
+        match protocol::run(seed) {
+            Ok(report) => {
+                count += 1;
+                steps += report.steps;
+                messages += report.messages;
+                crashes += u64::from(report.crashes);
+            }
+            Err(what) => {
+                eprintln!("seed {seed}: {what}");
+                eprintln!("again with: cargo run --release -p simulator -- protocol --seed {seed}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    println!("{count} seeds, {steps} steps, {messages} messages, {crashes} crashes: nothing wrong");
+    ExitCode::SUCCESS
 }

@@ -8,7 +8,7 @@ use crate::config::Policy;
 use crate::effect::Effect;
 use crate::ids::{Access, Micros, PageKey, SiteId, Version};
 use crate::message::{Held, Message, Role};
-use crate::site::{Site, Turn};
+use crate::site::{Leaving, Site, Turn};
 use crate::site_set::SiteSet;
 use crate::sorted_map::SortedMap;
 use crate::table::Page;
@@ -357,9 +357,9 @@ impl Site {
         let mut page = self.load(key);
         let Some(policy) = self.policy(key) else { return };
         let Some(busy) = self.busy.get_mut(key) else { return };
-        if page.own
-            || !busy.leaving.as_ref().is_some_and(|l| l.stranded && l.grant.version == version)
-        {
+        let asked = |l: &Leaving| l.stranded && l.grant.version == version && !l.capture;
+        if page.own || !busy.leaving.as_ref().is_some_and(asked) {
+            // Also if the frame is still to be captured: the question is repeated.
             return;
         }
         let Some(leaving) = busy.leaving.take() else { return };

@@ -253,6 +253,13 @@ impl Site {
         self.table.copysets_spilled()
     }
 
+    /// Bytes of memory that the site's state takes, the view apart, which sites in one process share.
+    #[must_use]
+    pub fn state_bytes(&self) -> usize {
+        let holds = self.holds.capacity() * size_of::<(Micros, PageKey)>();
+        size_of::<Site>() + self.table.bytes() + self.busy.bytes() + self.domains.bytes() + holds
+    }
+
     fn hears(&self, from: SiteId, view: u32) -> bool {
         if self.planted_no_fence() {
             return true;

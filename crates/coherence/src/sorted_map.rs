@@ -69,6 +69,11 @@ impl<K: Ord + Copy, V> SortedMap<K, V> {
         self.entries.retain_mut(|(k, v)| keep(*k, v));
     }
 
+    /// Bytes of the entries and the room for more, without what values have elsewhere.
+    pub(crate) fn bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<(K, V)>()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }

@@ -239,6 +239,14 @@ impl Table {
         readers
     }
 
+    /// Bytes of chunks, of the map's entries for them, and of copysets that spilled.
+    pub(crate) fn bytes(&self) -> usize {
+        let chunk = size_of::<Chunk>() + size_of::<(ChunkKey, Box<Chunk>)>();
+        let spilled: usize =
+            self.spill.iter().map(|(_, set)| set.len() * size_of::<SiteId>()).sum();
+        self.chunks.len() * chunk + self.spill.bytes() + spilled
+    }
+
     pub(crate) fn copysets_spilled(&self) -> usize {
         self.spill.len()
     }

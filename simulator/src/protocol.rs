@@ -1,0 +1,186 @@
+//! One seed: a cluster drawn from it, disturbed, checked after every step, and brought to rest. Read
+//! [`run`] first.
+
+use stead_coherence::{ClusterConfig, ClusterId, Config, Manager, PageKey, Policy, SiteId};
+
+use crate::check::{self, Checker};
+use crate::cluster::{Cluster, Weather};
+use crate::program::{Program, Surroundings, Workload};
+
+/// What a seed drew, and what it cost.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What was run, in words.
+    pub what: String,
+    /// Steps taken.
+    pub steps: u64,
+    /// Machines that died and came back.
+    pub crashes: u32,
+    /// Messages sent.
+    pub messages: u64,
+}
+
+/// What is drawn from a seed, before anything is simulated.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// What threads do.
+    pub workload: Workload,
+    /// Where faults ask.
+    pub manager: Manager,
+    /// What becomes of copies.
+    pub policy: Policy,
+    /// Machines.
+    pub sites: u16,
+    /// Threads on each.
+    pub threads: usize,
+    /// Pages shared.
+    pub pages: u64,
+    /// Operations of each thread.
+    pub ops: u32,
+    /// The network.
+    pub weather: Weather,
+    /// Machines that die.
+    pub crashes: u32,
+    /// Times that a machine is cut off.
+    pub cuts: u32,
+}
+
+impl Plan {
+    /// Draws a plan. Neighbouring seeds differ in workload and manager, so that any few seeds cover
+    /// them all.
+    #[must_use]
+    pub fn draw(seed: u64) -> Plan {
+        let mut rng = fastrand::Rng::with_seed(seed ^ 0x5EED);
+        let sites = rng.u16(2..=6);
+        let managers =
+            [Manager::Central(SiteId::new(rng.u16(..sites))), Manager::Fixed, Manager::Dynamic];
+        let bad = rng.u8(..3) > 0;
+        let weather = Weather {
+            latency_us: (20, 20 + rng.u64(1..300)),
+            lost_per_mille: if bad { rng.u32(..40) } else { 0 },
+            doubled_per_mille: if bad { rng.u32(..40) } else { 0 },
+            slow_us: rng.u64(..5_000),
+            retire_us: rng.u64(..100),
+            think_us: rng.u64(1..500),
+        };
+        Plan {
+            seed,
+            workload: Workload::ALL[(seed % 8) as usize],
+            manager: managers[(seed / 8 % 3) as usize],
+            policy: if rng.u8(..4) == 0 { Policy::SingleCopy } else { Policy::Invalidate },
+            sites,
+            threads: rng.usize(1..=3),
+            pages: rng.u64(1..=8),
+            ops: rng.u32(20..60),
+            weather,
+            crashes: if bad && sites > 2 { rng.u32(..3) } else { 0 },
+            cuts: if bad { rng.u32(..3) } else { 0 },
+        }
+    }
+
+    /// The configuration that the plan has.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        let cluster = |id, policy| ClusterConfig {
+            id: ClusterId(id),
+            manager: self.manager,
+            policy,
+            domain: None,
+        };
+        Config::new(vec![cluster(1, self.policy), cluster(2, Policy::Lock)])
+    }
+
+    fn cluster(&self, config: Config) -> Cluster {
+        let around = Surroundings {
+            pages: (0..self.pages).map(|p| PageKey::new(1, self.page_number(p))).collect(),
+            locks: (0..2).map(|l| PageKey::new(2, l * 64)).collect(),
+        };
+        let mut cluster = Cluster::new(self.seed, self.sites, config, around, self.weather);
+        cluster.runs = self.workload.asks_runs();
+        for thread in 0..self.threads * self.sites as usize {
+            let program = Program::new(self.workload, thread, self.ops);
+            cluster.spawn(thread % self.sites as usize, program);
+        }
+        if self.weather.slow_us > 2_500 {
+            cluster.nodes[0].slow = true;
+        }
+        cluster
+    }
+
+    /// Streams need neighbours; others get pages of several homes.
+    fn page_number(&self, page: u64) -> u64 {
+        if self.workload.asks_runs() { page } else { page * 37 }
+    }
+}
+
+/// Runs a seed.
+///
+/// # Errors
+/// What a checker found, with the plan and the step.
+pub fn run(seed: u64) -> Result<Report, String> {
+    let plan = Plan::draw(seed);
+    let config = plan.config();
+    run_plan(&plan, config)
+}
+
+/// Runs a plan with another configuration than its own (for mistakes made on purpose).
+///
+/// # Errors
+/// What a checker found, with the plan and the step.
+pub fn run_plan(plan: &Plan, config: Config) -> Result<Report, String> {
+    let mut cluster = plan.cluster(config);
+    let mut checkers = check::all();
+    let (mut steps, mut crashes, mut cuts) = (0u64, 0, 0);
+    let steps_max = 400_000;
+    let fail = |what: String, steps: u64, now: u64| {
+        Err(format!("{what}\n  at step {steps}, {now} us, of {plan:?}"))
+    };
+    while !(cluster.is_over() && cluster.is_quiet()) {
+        steps += 1;
+        if steps > steps_max {
+            return fail("it does not come to rest".into(), steps, cluster.now);
+        }
+        let Some(done) = cluster.step() else {
+            return fail("nothing happens any more".into(), steps, cluster.now);
+        };
+        for checker in &mut checkers {
+            if let Err(what) = checker.after_step(&cluster, &done) {
+                return fail(what, steps, cluster.now);
+            }
+        }
+        if crashes < plan.crashes && cluster.rng().u32(..2_000) == 0 {
+            crashes += u32::from(crash_one(&mut cluster, &mut checkers));
+        }
+        if cuts < plan.cuts && cluster.rng().u32(..2_000) == 0 {
+            cuts += 1;
+            let site = cluster.rng().usize(..plan.sites as usize);
+            let for_us = cluster.rng().u64(1_000..300_000);
+            cluster.cut_off(site, for_us);
+        }
+    }
+    for checker in &mut checkers {
+        if let Err(what) = checker.at_rest(&cluster) {
+            return fail(what, steps, cluster.now);
+        }
+    }
+    let what = format!("{:?}, {:?}, {:?}", plan.workload, plan.manager, plan.policy);
+    let messages = cluster.traffic.waited_for + cluster.traffic.after;
+    Ok(Report { what, steps, crashes, messages })
+}
+
+/// Kills a machine unless fewer than two would be left.
+fn crash_one(cluster: &mut Cluster, checkers: &mut [Box<dyn Checker>]) -> bool {
+    let alive: Vec<usize> =
+        (0..cluster.nodes.len()).filter(|i| cluster.nodes[*i].site.is_some()).collect();
+    if alive.len() < 3 {
+        return false;
+    }
+    let site = alive[cluster.rng().usize(..alive.len())];
+    for checker in checkers {
+        checker.before_crash(cluster, site);
+    }
+    cluster.crash(site);
+    true
+}
