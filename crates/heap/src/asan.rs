@@ -1,7 +1,11 @@
 //! Tells AddressSanitizer which slots are free, in builds with `--cfg stead_asan`; otherwise nothing.
 //!
-//! Run: `RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address --cfg stead_asan" cargo test -p stead-heap
-//! --target x86_64-unknown-linux-gnu`.
+//! Run, the programs that must not compile left out, as they are not run:
+//!
+//! ```text
+//! RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address --cfg stead_asan" cargo test -p stead-heap \
+//!     --target x86_64-unknown-linux-gnu --lib --test basics --test properties --test threads --test damage
+//! ```
 
 #![allow(unexpected_cfgs, reason = "stead_asan is set by hand")]
 

@@ -349,8 +349,12 @@ impl Journal {
             if notes.capacity() > NOTES_KEPT_MAX {
                 notes.shrink_to(NOTES_KEPT_MAX);
             }
-            (*self.allocations.get()).clear();
-            (*self.frees.get()).clear();
+            for list in [&mut *self.allocations.get(), &mut *self.frees.get()] {
+                list.clear();
+                if list.capacity() > LIST_KEPT_MAX {
+                    list.shrink_to(LIST_KEPT_MAX);
+                }
+            }
             (*self.filter.get()).clear();
         }
         self.fresh_bytes.set(0);
@@ -406,6 +410,9 @@ impl Journal {
 
 /// Words of the note buffer that a thread keeps from section to section.
 const NOTES_KEPT_MAX: usize = 1 << 20;
+
+/// Addresses of allocations, and of frees, that a thread keeps room for.
+const LIST_KEPT_MAX: usize = 1 << 16;
 
 #[cold]
 #[inline(never)]
