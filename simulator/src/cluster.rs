@@ -285,7 +285,9 @@ impl Cluster {
     /// Whether no message is under way and nothing is unfinished.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        let quiet = |site: &Site| site.busy_count() == 0 && site.is_ready();
+        let view = self.view.number();
+        let quiet =
+            |site: &Site| site.busy_count() == 0 && site.is_ready() && site.view().number() == view;
         self.in_flight == 0 && self.nodes.iter().filter_map(|n| n.site.as_ref()).all(quiet)
     }
 

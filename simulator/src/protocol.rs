@@ -139,8 +139,14 @@ pub fn run_plan(plan: &Plan, config: Config) -> Result<Report, String> {
     };
     while !(cluster.is_over() && cluster.is_quiet()) {
         steps += 1;
+        if steps + 30 == steps_max {
+            cluster.log = Some(Vec::new());
+        }
         if steps > steps_max {
-            return fail("it does not come to rest".into(), steps, cluster.now);
+            let last = cluster.log.take().unwrap_or_default();
+            let last: Vec<String> = last.iter().map(|entry| format!("\n  {entry:?}")).collect();
+            let what = format!("it does not come to rest; the last messages:{}", last.concat());
+            return fail(what, steps, cluster.now);
         }
         let Some(done) = cluster.step() else {
             return fail("nothing happens any more".into(), steps, cluster.now);
@@ -150,10 +156,10 @@ pub fn run_plan(plan: &Plan, config: Config) -> Result<Report, String> {
                 return fail(what, steps, cluster.now);
             }
         }
-        if crashes < plan.crashes && cluster.rng().u32(..2_000) == 0 {
+        if crashes < plan.crashes && cluster.rng().u32(..400) == 0 {
             crashes += u32::from(crash_one(&mut cluster, &mut checkers));
         }
-        if cuts < plan.cuts && cluster.rng().u32(..2_000) == 0 {
+        if cuts < plan.cuts && cluster.rng().u32(..400) == 0 {
             cuts += 1;
             let site = cluster.rng().usize(..plan.sites as usize);
             let for_us = cluster.rng().u64(1_000..300_000);

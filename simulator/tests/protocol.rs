@@ -21,7 +21,7 @@ fn seeds() {
         }
     }
     println!("2400 seeds, {steps} steps, {crashes} crashes");
-    assert!(crashes > 1_000, "the seeds hardly kill anyone: {crashes}");
+    assert!(crashes > 800, "the seeds hardly kill anyone: {crashes}");
 }
 
 #[test]

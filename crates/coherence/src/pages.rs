@@ -218,7 +218,8 @@ impl Site {
             if planted!(self, Bounce) {
                 let bounced = Request { expect: Version::ZERO, hops: 0, ..request };
                 self.forward(bounced, turn);
-            } else {
+            } else if request.from != self.me {
+                // This site's own want is remembered where wants are.
                 self.enqueue(request, turn);
             }
         } else {
@@ -287,6 +288,11 @@ impl Site {
                     }
                     continue;
                 }
+            }
+            if policy == Policy::Lock && busy.want.is_some() {
+                // The lock came back here as its home, not by a grant.
+                self.wait_in_own_line(key);
+                continue;
             }
             let Some(head) = busy.queue.first() else { break };
             let from = head.from;
@@ -878,6 +884,17 @@ impl Site {
         page.locked = true;
         self.table.set(key, &page);
         turn.out.push(Effect::Locked { lock: key });
+    }
+
+    /// Threads that waited for another site wait here now.
+    fn wait_in_own_line(&mut self, key: PageKey) {
+        let busy = self.busy.entry(key);
+        let with = busy.want.take().and_then(|w| w.with);
+        let waiters = core::mem::take(&mut busy.lock_waiters);
+        self.wait_for_own_lock(key, with);
+        for _ in 0..waiters {
+            self.wait_for_own_lock(key, None);
+        }
     }
 
     /// A thread here waits in line with the requests of other sites (I17).

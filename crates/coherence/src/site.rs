@@ -169,7 +169,9 @@ impl Site {
     /// The earliest time at which [`Event::Tick`] has something to do.
     #[must_use]
     pub fn next_tick(&self) -> Option<Micros> {
-        let pages = self.busy.iter().flat_map(|(_, busy)| {
+        // During a rebuild pages wait for its end, not for their own times.
+        let over = self.rebuild.is_over();
+        let pages = self.busy.iter().filter(|_| over).flat_map(|(_, busy)| {
             let want = busy.want.as_ref().map(|w| w.due);
             let acks = (!busy.acks.is_empty()).then_some(busy.acks_due);
             [want, acks, busy.leaving.as_ref().map(|l| l.due)].into_iter().flatten()

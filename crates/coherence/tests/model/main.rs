@@ -155,7 +155,7 @@ where
                 let steps = path.clone().into_actions();
                 let steps: Vec<String> = steps.iter().map(|step| format!("  {step:?}")).collect();
                 println!("{name}: {} violated by:\n{}", property.name, steps.join("\n"));
-                found.violated = Some(property.name);
+                found.violated = found.violated.or(Some(property.name));
             }
             _ => {}
         }
@@ -184,7 +184,7 @@ fn managers() -> [Manager; 3] {
 }
 
 /// States that a bounded run may reach in the test command.
-const STATES_MAX: usize = 150_000;
+const STATES_MAX: usize = 400_000;
 
 fn check_pages(what: &str, change: impl Fn(&mut Bounds)) {
     for manager in managers() {
