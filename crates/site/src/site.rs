@@ -2,6 +2,7 @@
 //! [`Site::open`] first.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stead_heap::{Arena, Report, Root, Tx};
 use stead_memory::{Gate, Mode, Reason, Reservation, Space};
 use stead_model::windows::{WindowAllocator, WindowRun};
-use stead_model::{ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo};
+use stead_model::{ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo, WINDOW_COUNT};
 use stead_store::{CreateOptions, OpenReport, ReadError, Store, Stored, Verified, VerifyProgress};
 
 use crate::container::{Changes, Opened, Place};
@@ -53,7 +54,7 @@ impl Site {
     /// open, if it is damaged, or if this system lacks what is needed.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Site, OpenError> {
         let space = Arc::new(Space::open_allowed(options.allowed)?);
-        let (store, report) = open_store(dir, options.create)?;
+        let (store, report) = open_store(dir, options.create, &space)?;
         let base_window = store.header().base_window;
         let dir = dir.to_owned();
         let shared = Arc::new(Shared::new(dir.clone(), store, space, options.clone()));
@@ -312,15 +313,22 @@ impl Drop for Site {
             std::mem::forget(std::mem::take(&mut self.threads));
             return;
         }
-        if !stead_memory::in_section() {
-            // A failure leaves the last stable state, which is what a crash here would leave.
-            let closed = self.stabilise(GATE_DEFAULT).is_ok();
-            stop(&self.shared, std::mem::take(&mut self.threads));
-            if closed {
-                let _ = self.shared.store.checkpoint();
-            }
+        // A failure leaves the last stable state, which is what a crash here would leave.
+        let closed = if stead_memory::in_section() {
+            // The section is another store's: nobody can be in one of this store, whose containers
+            // are all given up. But a thread in a section may not close gates; another may.
+            let site = &*self;
+            thread::scope(|scope| {
+                let stabilised = scope.spawn(|| site.stabilise(GATE_DEFAULT).is_ok()).join();
+                stabilised.unwrap_or(false)
+            })
         } else {
-            stop(&self.shared, std::mem::take(&mut self.threads));
+            self.stabilise(GATE_DEFAULT).is_ok()
+        };
+        stop(&self.shared, std::mem::take(&mut self.threads));
+        if closed {
+            // The next opening replays the log otherwise, to the same state.
+            let _ = self.shared.store.checkpoint();
         }
         self.shared.opened().clear();
     }
@@ -337,7 +345,14 @@ impl Threads {
         let shared = Arc::clone(&self.shared);
         let handle = thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || run(&shared))
+            .spawn(move || {
+                // Without this thread the program would wait for its pages for ever, or never be
+                // stable again, and not know. Its panic has been printed.
+                let work = std::panic::AssertUnwindSafe(|| run(&shared));
+                if std::panic::catch_unwind(work).is_err() {
+                    std::process::abort();
+                }
+            })
             .map_err(OpenError::Thread)?;
         self.handles.push(handle);
         Ok(())
@@ -362,16 +377,26 @@ fn stop(shared: &Shared, threads: Vec<JoinHandle<()>>) {
     }
 }
 
-fn open_store(dir: &Path, create: bool) -> Result<(Store, OpenReport), OpenError> {
+fn open_store(dir: &Path, create: bool, space: &Space) -> Result<(Store, OpenReport), OpenError> {
     let is_new = match std::fs::read_dir(dir) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     };
     if is_new && create {
-        let store = Store::create(dir, &CreateOptions::default())?;
+        let base_window = free_window(space);
+        let store = Store::create(dir, &CreateOptions { base_window, ..CreateOptions::default() })?;
         return Ok((store, OpenReport::default()));
     }
     Ok(Store::open(dir)?)
+}
+
+/// A random window that nothing occupies in this process: where the addresses of a new store begin. Random,
+/// so that two stores made by different processes fit into a third one.
+fn free_window(space: &Space) -> Option<u32> {
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    let start = (random % u64::from(WINDOW_COUNT)) as u32;
+    let mut windows = (start..WINDOW_COUNT).chain(0..start);
+    windows.find(|&first| space.reserve(ContainerId::SYSTEM, WindowRun { first, count: 1 }).is_ok())
 }
 
 /// Opens the system container, all of it in memory: whoever serves faults must not meet one.

@@ -53,9 +53,7 @@ fn refused(dir: &Path, words: &[&str]) {
 
 #[test]
 fn directories_that_are_no_store() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let temp = tempfile::tempdir().unwrap();
     let at = |name: &str| temp.path().join(name);
     refused(&at("no/such/parent"), &["no/such"]);
@@ -75,9 +73,7 @@ fn directories_that_are_no_store() {
 
 #[test]
 fn a_directory_that_may_not_be_written() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     if let Some(dir) = common::part() {
         println!("{}", stead::open(Path::new(&dir)).unwrap_err());
         return;
@@ -112,9 +108,7 @@ fn readable_copy(into: &Path) -> std::path::PathBuf {
 
 #[test]
 fn a_store_that_is_held() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     if let Some(dir) = common::part() {
         let _store = stead::open(Path::new(&dir)).unwrap();
         println!("> {}.", std::process::id());
@@ -143,9 +137,7 @@ fn a_store_that_is_held() {
 
 #[test]
 fn a_newer_format_and_damage() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("store");
     filled(&dir, 100_000);
@@ -170,9 +162,7 @@ fn a_newer_format_and_damage() {
 
 #[test]
 fn another_root_type_is_shown_beside_the_stored_one() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("store");
     filled(&dir, 3);
@@ -189,9 +179,7 @@ fn another_root_type_is_shown_beside_the_stored_one() {
 
 #[test]
 fn names_and_addresses() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let temp = tempfile::tempdir().unwrap();
     let store = stead::open(temp.path().join("store")).unwrap();
     let make = |name: &str| store.container(name, |_| Ok(Other { value: 0, more: 0 }));
@@ -212,9 +200,7 @@ fn names_and_addresses() {
 
 #[test]
 fn an_occupied_address_names_what_lies_there() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("store");
     let address = {
@@ -244,9 +230,7 @@ fn an_occupied_address_names_what_lies_there() {
 
 #[test]
 fn damage_of_a_page_image_names_container_and_page() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     if let Some(dir) = common::part() {
         println!("> begins.");
         println!("> {}.", sum(Path::new(&dir)));

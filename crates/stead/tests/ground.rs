@@ -78,9 +78,7 @@ fn an_ordinary_user() {
         .unwrap();
         return;
     }
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     if !common::is_root() {
         common::not_run("to be another user, run as root");
         return;
@@ -115,9 +113,7 @@ fn a_system_that_refuses_userfaultfd() {
         assert!(support.findings.iter().any(|f| !f.advice.is_empty()));
         return;
     }
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     passes(&mut common::child("a_system_that_refuses_userfaultfd", "yes"));
 }
 
@@ -144,9 +140,7 @@ fn refuse_userfaultfd() {
 
 #[test]
 fn an_old_kernel() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let temp = tempfile::tempdir().unwrap();
     let mut allowed = stead::__Allowed::ALL;
     // UFFD_FEATURE_WP_ASYNC, new in Linux 6.7.
@@ -162,9 +156,7 @@ fn a_full_disk_loses_nothing() {
         full_disk(Path::new(&mount));
         return;
     }
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     if !common::is_root() {
         common::not_run("to mount a small file system, run as root");
         return;

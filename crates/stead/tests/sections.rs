@@ -43,9 +43,7 @@ fn fresh() -> (tempfile::TempDir, Store, Container<Root<'static>>) {
 
 #[test]
 fn entry_refuses_what_would_wait_for_itself() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let (_dir, store, c) = fresh();
     c.write(|root, _tx| -> Result<_> {
         let nested = c.write(|_, _| -> Result<_> { Ok(()) });
@@ -80,9 +78,7 @@ fn entry_refuses_what_would_wait_for_itself() {
 
 #[test]
 fn err_and_panic_undo_all_of_a_section() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let (_dir, store, c) = fresh();
     let seen = |c: &Container<Root<'static>>| {
         c.exclusive(|root, tx| -> Result<_> {
@@ -132,9 +128,7 @@ fn err_and_panic_undo_all_of_a_section() {
 
 #[test]
 fn a_lock_is_lent_once_at_a_time() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let (_dir, _store, c) = fresh();
     c.write(|root, tx| -> Result<_> {
         let guard = root.b.lock(tx)?;
@@ -152,9 +146,7 @@ fn a_lock_is_lent_once_at_a_time() {
 
 #[test]
 fn deadlocks_end_by_themselves() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let (_dir, _store, c) = fresh();
     let done = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -193,9 +185,7 @@ fn deadlocks_end_by_themselves() {
 
 #[test]
 fn waits_for_a_change_with_no_section_open() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let (_dir, store, c) = fresh();
     let total = 500;
     let stopped = AtomicBool::new(false);
@@ -236,9 +226,7 @@ fn waits_for_a_change_with_no_section_open() {
 
 #[test]
 fn a_stabilisation_says_who_holds_it_up() {
-    if !common::supported() {
-        return;
-    }
+    let Some(_alone) = common::alone() else { return };
     let (_dir, store, c) = fresh();
     let (inside, over) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -266,4 +254,26 @@ fn a_stabilisation_says_who_holds_it_up() {
         over.store(true, Ordering::SeqCst);
     });
     store.stabilise().unwrap();
+}
+
+#[test]
+fn a_store_given_up_inside_anothers_section_is_stabilised() {
+    let Some(_alone) = common::alone() else { return };
+    let (_dir, _store, c) = fresh();
+    let (dir, other_store, other) = fresh();
+    other
+        .exclusive(|root, _| -> Result<_> {
+            root.plain = 9;
+            Ok(())
+        })
+        .unwrap();
+    let mut held = Some((other_store, other));
+    c.write(|_, _| -> Result<_> {
+        drop(held.take());
+        Ok(())
+    })
+    .unwrap();
+    let store = stead::open(dir.path().join("store")).unwrap();
+    let again = store.container::<Root<'_>>("c", |_| unreachable!("it is there")).unwrap();
+    assert_eq!(again.read(|root, _| root.plain).unwrap(), 9);
 }

@@ -86,12 +86,14 @@ impl Store {
             return Ok(self.nothing_to_commit());
         }
         let grown_before = self.state().space.segments();
+        // Only images take a block each; pages that became zero lie in the chunks' headers.
+        let blocks_needed = (images.len() + entries.len().div_ceil(CHUNK_ENTRIES)) as u64;
         let mut no_room;
         loop {
             if writer.epoch != Some(self.disk.failures()) {
                 self.begin_epoch(&mut writer)?;
             }
-            no_room = self.make_room(entries.len() as u64).err();
+            no_room = self.make_room(blocks_needed).err();
             // Making room may have met a failure of its own, and then a new epoch is due again.
             if writer.epoch == Some(self.disk.failures()) {
                 break;

@@ -110,8 +110,14 @@ impl RoundTable {
         }
     }
 
+    /// How long the background may sleep. While a program's own round is under way it does not wait for
+    /// that to end.
     pub(crate) fn sleep_from(&self, now: Duration) -> Duration {
-        self.lock().rounds.sleep_from(now)
+        match self.state.try_lock() {
+            Ok(state) => state.rounds.sleep_from(now),
+            Err(TryLockError::Poisoned(p)) => p.into_inner().rounds.sleep_from(now),
+            Err(TryLockError::WouldBlock) => Duration::from_millis(10),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, RoundState> {

@@ -3,20 +3,26 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Whether stead works here at all; says so where it does not.
-pub(crate) fn supported() -> bool {
+/// Lets one test at a time have stores open in this process: the addresses of a store are random, and two
+/// stores made at different times may want the same. `None`, and said so, where stead does not work at all.
+pub(crate) fn alone() -> Option<MutexGuard<'static, ()>> {
+    static ALONE: Mutex<()> = Mutex::new(());
     match stead::Support::probe().missing() {
-        None => true,
-        Some(missing) => not_run(&missing.to_string()),
+        // A test that failed has closed its stores as well.
+        None => Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner)),
+        Some(missing) => {
+            not_run(&missing.to_string());
+            None
+        }
     }
 }
 
 /// Reports a test as not run.
-pub(crate) fn not_run(why: &str) -> bool {
+pub(crate) fn not_run(why: &str) {
     println!("NOT RUN: {why}");
-    false
 }
 
 pub(crate) fn is_root() -> bool {
