@@ -139,10 +139,8 @@ impl Site {
                 held.push(Held { page: key, version: leaving.grant.version, role });
             }
             if !page.own && page.access != Access::None {
-                // Only a death leaves copies without an owner who counts them.
-                if gone.is_empty() {
-                    continue;
-                }
+                // Also if nobody has died: the home may never have read the report of a death, if
+                // this view came before that one's homes were whole (I16).
                 held.push(Held { page: key, version: page.version, role: Role::Reader });
             } else if !page.own && gone.contains(page.owner) {
                 let role = Role::Missing(page.owner);

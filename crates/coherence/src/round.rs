@@ -276,6 +276,10 @@ impl Site {
     fn close(&mut self, id: DomainId, asked: Asked, turn: &mut Turn) {
         let round = asked.round;
         let domain = self.domains.entry(id);
+        if domain.last_cut == Some(round) && domain.phase.round() != Some(round) {
+            // It has been: this Close was said twice.
+            return;
+        }
         match &mut domain.phase {
             Phase::Closing { asked: now, .. } | Phase::Quiet { asked: now }
                 if now.round == round =>
@@ -549,9 +553,12 @@ impl Site {
     }
 
     pub(crate) fn fate(&mut self, round: RoundId, id: DomainId, committed: bool, turn: &mut Turn) {
-        if committed {
+        let kept = self.domains.entry(id).phase == Phase::Kept { round };
+        if committed && kept {
             self.round_is_stable(id, round, turn);
         } else {
+            // A round that was committed without this site's pages only seemed to ask for them: its
+            // Close was old.
             self.round_is_void(id, round, turn);
         }
     }
