@@ -402,7 +402,7 @@ fn as_std_through_kills_panics_and_reopening() {
             if life % 3 == 2 {
                 let (store, c) = open(&dir);
                 assert_eq!(seen(&c), model, "life {life}, seed {seed}");
-                let report = store.site().verify_container(&*store.site().existing("c").unwrap());
+                let report = store.site().verify_container(&store.site().existing("c").unwrap());
                 let report = report.unwrap();
                 assert!(report.is_clean(), "life {life}, seed {seed}: {report}");
                 // Forgotten nodes are the only garbage: shared objects are not freed yet.
