@@ -210,7 +210,11 @@ impl Site {
         }
         let page = self.load(key);
         if page.own {
-            if request.from != self.me {
+            if request.from == self.me {
+                // It came round; what was wanted is here.
+            } else if self.can_serve(&request, &page) {
+                self.serve(request, turn);
+            } else {
                 self.enqueue(request, turn);
             }
         } else if request.expect > page.version || page.owner == self.me {
@@ -224,6 +228,27 @@ impl Site {
             }
         } else {
             self.forward(request, turn);
+        }
+    }
+
+    /// Whether nothing stands between an owned page and a request for it, as is the common case. The
+    /// same questions are asked of the head of a queue.
+    fn can_serve(&self, request: &Request, page: &Page) -> bool {
+        let key = request.page;
+        let stays = page.held || page.locked || self.must_capture(key, page);
+        self.busy.get(key).is_none() && !(self.gives(request) && stays)
+    }
+
+    /// Whether a request is answered with the page itself and not with a copy.
+    fn gives(&self, request: &Request) -> bool {
+        request.write || self.policy(request.page) != Some(Policy::Invalidate)
+    }
+
+    fn serve(&mut self, request: Request, turn: &mut Turn) {
+        if self.gives(&request) {
+            self.give(request, turn);
+        } else {
+            self.share(request, turn);
         }
     }
 
@@ -296,7 +321,7 @@ impl Site {
             }
             let Some(head) = busy.queue.first() else { break };
             let from = head.from;
-            let gives = head.write || policy != Policy::Invalidate;
+            let gives = self.gives(head);
             if from == self.me {
                 if page.locked {
                     break;
@@ -317,7 +342,7 @@ impl Site {
                 }
             }
             let request = self.busy.entry(key).queue.remove(0);
-            if gives { self.give(request, turn) } else { self.share(request, turn) }
+            self.serve(request, turn);
         }
         if !self.load(key).own {
             self.pass_queue_on(key, turn);
