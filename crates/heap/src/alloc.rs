@@ -598,7 +598,8 @@ impl Shared {
             let slot = (address % PAGE_SIZE) / slot_size;
             let bit = 1u64 << (slot % 64);
             asan::poison(address, slot_size);
-            let before = d.live[slot / 64].fetch_and(!bit, Relaxed);
+            // What this thread did with the slot happens before what its next owner does: `take_slot`.
+            let before = d.live[slot / 64].fetch_and(!bit, Release);
             assert!(before & bit != 0, "memory freed twice: {address:#x}");
             if self.state(base, page).load(Relaxed) != state::CURRENT {
                 self.page_has_room(&mut pages, base, page);

@@ -168,6 +168,7 @@ impl Journal {
         if self.open() != Open::Nothing {
             already_open(self.open());
         }
+        debug_assert!(self.cache.get().is_null(), "a section left its allocator to the next");
         self.open.set(open);
         self.base.set(base);
         self.span.set(span);
@@ -294,6 +295,10 @@ impl Journal {
     /// length of 0 there says that the word before it has the length.
     #[inline(always)]
     unsafe fn push_note(&self, at: *const u8, bytes: usize) {
+        // A value without bytes has nothing to undo, and its length would read as that of a long note.
+        if bytes == 0 {
+            return;
+        }
         self.touched.set(true);
         // SAFETY: only this thread comes here, and nothing below calls out.
         let notes = unsafe { &mut *self.notes.get() };

@@ -324,6 +324,8 @@ impl<'s> Tx<'s> {
             cache =
                 unsafe { ThreadCache::for_arena(&mut *journal.caches.get(), self.shared.as_ref()) };
             journal.cache.set(cache);
+            // Also where the allocation fails: the cache is of this arena, and must not outlive the section.
+            journal.touch();
         }
         // SAFETY: this thread's cache for this arena; nobody else refers to it now.
         let p = unsafe { &mut *cache }.allocate(self.shared(), cluster, r)?;

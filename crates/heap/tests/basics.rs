@@ -440,3 +440,69 @@ fn a_cluster_grows_into_another_window() {
     .unwrap();
     assert_eq!(heap.check().leaked_allocations, 0);
 }
+
+#[derive(Persist)]
+#[persist(crate = stead_heap)]
+#[repr(C)]
+struct Nothings<'s> {
+    before: u64,
+    set: HashMap<'s, u64, [u8; 0]>,
+    locked: Mutex<'s, [u64; 0]>,
+    slot: Slot<'s, [u8; 0]>,
+}
+
+#[test]
+fn values_without_bytes_leave_undo_as_it_is() {
+    let heap = Heap::<Nothings<'static>>::new(2, |tx| {
+        let set = HashMap::new(tx);
+        Ok(Nothings { before: 7, set, locked: Mutex::new([]), slot: Slot::new([]) })
+    });
+    heap.exclusive(|r, tx| r.set.insert(tx, 3, []).map(drop).map_err(Error::from)).unwrap();
+    let undone = heap.exclusive(|r, tx| {
+        r.before = 8;
+        r.set.insert(tx, 3, [])?;
+        r.set.get_mut(tx, &3).expect("it is there");
+        *r.locked.lock(tx)? = [];
+        *r.slot.get_mut(tx) = [];
+        r.set.insert(tx, 4, [])?;
+        Err::<(), _>(Error::Lock(LockError::Deadlock))
+    });
+    assert!(undone.is_err());
+    let left = heap.read(|r, _| (r.before, r.set.len(), r.set.contains_key(&3)));
+    assert_eq!(left, (7, 1, true));
+    heap.check();
+}
+
+/// Another type of the name of [`Task`].
+#[derive(Persist)]
+#[persist(crate = stead_heap, name = "Task")]
+#[repr(C)]
+struct NotTask {
+    x: u64,
+}
+
+#[test]
+fn a_failed_allocation_leaves_nothing_to_the_next_section() {
+    let (a, b) = (board(), board());
+    a.exclusive(|_, tx| {
+        // The first of this section, and it fails: there is a type of that name already.
+        assert!(matches!(tx.alloc(NotTask { x: 1 }), Err(AllocError::OtherType(_))));
+        Ok(())
+    })
+    .unwrap();
+    b.exclusive(|r, tx| {
+        let task = Task {
+            id: 1,
+            done: Counter::new(0),
+            next: Slot::new(None),
+            notes: Mutex::new(Vec::new(tx)),
+        };
+        let task = tx.alloc(task)?;
+        r.head.set(tx, Some(task));
+        Ok(())
+    })
+    .unwrap();
+    // The task is an object of its own container.
+    assert_eq!(b.check().leaked_allocations, 0);
+    a.check();
+}

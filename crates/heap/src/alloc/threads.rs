@@ -2,7 +2,7 @@
 //! `alloc.rs`. Read [`ThreadCache`] first.
 
 use std::ptr::{NonNull, with_exposed_provenance_mut};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::{Arc, Weak};
 
 use stead_model::PAGE_SIZE;
@@ -154,7 +154,8 @@ impl CurrentPage {
             let slots = self.slot_count - word * 64;
             let all = if slots >= 64 { u64::MAX } else { (1 << slots) - 1 };
             let live = &d.live[word as usize];
-            let free = !live.load(Relaxed) & all;
+            // With the release of `free_all`: its last owner may have been another thread.
+            let free = !live.load(Acquire) & all;
             if free != 0 {
                 let bit = free.trailing_zeros();
                 live.fetch_or(1 << bit, Relaxed);
