@@ -15,7 +15,7 @@ pub const SITES: [u16; 4] = [10, 100, 1_000, 10_000];
 pub enum Sharing {
     /// Groups of eight sites share eight pages, however many sites there are.
     Groups,
-    /// One page that all read and one in fifty stores to.
+    /// One page that all read, and to which one site in fifty stores once in fifty times.
     Hot,
 }
 
@@ -88,7 +88,7 @@ fn operation(site: u16, sharing: Sharing, rng: &mut fastrand::Rng) -> Op {
         }
         Sharing::Hot => {
             let place = Place { page: PageKey::new(1, 0), word: 0 };
-            if rng.u32(..50 * u32::from(site.max(1)).min(1)) == 0 && site % 50 == 0 {
+            if site.is_multiple_of(50) && rng.u8(..50) == 0 {
                 Op::Store(place)
             } else {
                 Op::Load(place)

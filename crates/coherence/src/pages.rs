@@ -164,7 +164,7 @@ impl Site {
         busy.install = install;
     }
 
-    /// No other site has a copy any more: gives the owner the access that it waited for.
+    /// No other site has a copy any more (I11): gives the owner the access that it waited for.
     pub(crate) fn install(&mut self, key: PageKey, access: Access, turn: &mut Turn) {
         if let Some(busy) = self.busy.get_mut(key) {
             busy.install = Access::None;
@@ -392,6 +392,7 @@ impl Site {
         self.send(request.from, Message::Copies { number: request.number, first, more }, turn);
     }
 
+    /// The copy has what was stored last: the owner stores no more before it goes (I12).
     fn share_one(&mut self, key: PageKey, to: SiteId, turn: &mut Turn) -> Copy {
         let mut page = self.load(key);
         if page.access == Access::Write {

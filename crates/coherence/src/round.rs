@@ -365,6 +365,7 @@ impl Site {
         self.say(id, asked.round, word, turn);
     }
 
+    /// The cut: every site of the association is quiet, so no section is open anywhere (I18).
     fn cut(&mut self, id: DomainId, round: RoundId, turn: &mut Turn) {
         let due = turn.now + self.config.retry_us;
         let mut uncaptured = 0;
@@ -572,6 +573,7 @@ impl Site {
         }
     }
 
+    /// Says again, gives up, or asks for the fate, so that every phase ends (I19).
     fn member_tick(&mut self, id: DomainId, turn: &mut Turn) {
         let again = turn.now + self.config.retry_us;
         let domain = self.domains.entry(id);
@@ -588,12 +590,11 @@ impl Site {
                     self.tell_partners(id, turn);
                 }
             }
-            Phase::Closing { asked, until } => {
-                if until <= turn.now {
-                    self.say(id, asked.round, RoundWord::Refuse, turn);
-                    self.round_is_void(id, asked.round, turn);
-                }
+            Phase::Closing { asked, until } if until <= turn.now => {
+                self.say(id, asked.round, RoundWord::Refuse, turn);
+                self.round_is_void(id, asked.round, turn);
             }
+            Phase::Closing { .. } => {}
             phase if due => {
                 let Some(round) = phase.round() else { return };
                 if !self.view.contains(round.coordinator) {

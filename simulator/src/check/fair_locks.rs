@@ -47,8 +47,10 @@ impl Checker for FairLocks {
 impl FairLocks {
     fn count(&mut self, cluster: &Cluster, page: PageKey) -> Result<(), String> {
         let threads: usize = cluster.nodes.iter().map(|n| n.threads.len()).sum();
-        let calm = cluster.weather.lost_per_mille == 0 && cluster.disturbed_at == 0;
-        // While a lost request is sent again, the others go round as often as latency lets them.
+        let slow = cluster.nodes.iter().any(|n| n.slow);
+        let calm = cluster.weather.lost_per_mille == 0 && cluster.disturbed_at == 0 && !slow;
+        // While a request travels to a slow site, or a lost one is sent again, the others go round
+        // as often as latency lets them.
         let overtaken_max = if calm { 4 * threads } else { 1000 * threads };
         for ((site, thread), (wanted, count)) in &mut self.overtaken {
             if *wanted == page {

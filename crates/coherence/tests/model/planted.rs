@@ -27,31 +27,37 @@ fn catch_in_round(bug: Bug, case: &str) {
     println!("planted {bug:?}: found by {by}");
 }
 
+/// I1: a request that came before the page.
 #[test]
 fn bounce() {
     catch(Bug::Bounce, |b| b.count_hops = true);
 }
 
+/// I2: a copy that an invalidation overtook.
 #[test]
 fn install_stale() {
     catch(Bug::InstallStale, |_| ());
 }
 
+/// I3: an invalidation that waits.
 #[test]
 fn wait_for_fault() {
     catch(Bug::WaitForFault, |_| ());
 }
 
+/// I4: the copy of the second of two upgraders.
 #[test]
 fn trust_copy() {
     catch(Bug::TrustCopy, |b| b.faults = 4);
 }
 
+/// I5, I13, I14: a grant that comes again when its version has passed.
 #[test]
 fn take_twice() {
     catch(Bug::TakeTwice, |b| b.doubles = 1);
 }
 
+/// I7: hints that name readers.
 #[test]
 fn hint_from_read() {
     catch(Bug::HintFromRead, |b| {
@@ -60,6 +66,7 @@ fn hint_from_read() {
     });
 }
 
+/// I8: a message from before the death.
 #[test]
 fn no_fence() {
     catch(Bug::NoFence, |b| {
@@ -69,6 +76,7 @@ fn no_fence() {
     });
 }
 
+/// I9: two sites with a page each and a wish for the other's.
 #[test]
 fn hold_and_wait() {
     catch(Bug::HoldAndWait, |b| {
@@ -80,46 +88,55 @@ fn hold_and_wait() {
     });
 }
 
+/// I16: a copy that nobody counts.
 #[test]
 fn skip_invalidation() {
     catch(Bug::SkipInvalidation, |_| ());
 }
 
+/// I11: a writer while there are readers.
 #[test]
 fn write_early() {
     catch(Bug::WriteEarly, |_| ());
 }
 
+/// I15: a page that is lost with the message.
 #[test]
 fn drop_frame() {
     catch(Bug::DropFrame, |b| b.losses = 1);
 }
 
+/// I10: a page that is not served while its site is closing.
 #[test]
 fn serve_only_awake() {
     catch_in_round(Bug::ServeOnlyAwake, "both write both pages");
 }
 
+/// R1.
 #[test]
 fn forget_gave() {
     catch_in_round(Bug::ForgetGave, "the giver stabilises");
 }
 
+/// R2.
 #[test]
 fn forget_took() {
     catch_in_round(Bug::ForgetTook, "the taker stabilises");
 }
 
+/// R3.
 #[test]
 fn give_uncaptured() {
     catch_in_round(Bug::GiveUncaptured, "a page leaves while its site is quiet");
 }
 
+/// I18: the gate.
 #[test]
 fn no_drain() {
     catch_in_round(Bug::NoDrain, "the giver stabilises");
 }
 
+/// I18: what was shared before Close.
 #[test]
 fn forget_history() {
     catch_in_round(Bug::ForgetHistory, "the giver stabilises");

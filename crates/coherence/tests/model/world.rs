@@ -100,8 +100,10 @@ pub(crate) struct World {
     pub(crate) letters: BTreeSet<Letter>,
     /// What the authority last issued.
     pub(crate) view: Arc<View>,
-    /// The value that was stored last; `None` when a death took it.
-    pub(crate) latest: Vec<Option<u64>>,
+    /// The value that was stored last.
+    pub(crate) latest: Vec<u64>,
+    /// A death took the page: once it may be found to be what it was in the store.
+    pub(crate) lost: Vec<bool>,
     pub(crate) stored: u64,
     pub(crate) left: Left,
     /// A frame was mapped without a body, or sent without one.
@@ -169,7 +171,8 @@ impl World {
             waiting: BTreeSet::new(),
             letters: BTreeSet::new(),
             view,
-            latest: vec![Some(0); pages],
+            latest: vec![0; pages],
+            lost: vec![false; pages],
             stored: 0,
             left: Left {
                 faults: bounds.faults,
@@ -290,7 +293,7 @@ impl World {
             let frame = self.frames[i][page];
             let gave = frame.body.is_some() && frame.access == Access::None && !owned_elsewhere;
             if site.page(*key).owner || gave {
-                self.latest[page] = None;
+                self.lost[page] = true;
             }
         }
         self.frames[i].fill(Frame::default());
@@ -360,7 +363,10 @@ impl World {
                     self.broken = Some("mapped a frame without body");
                     return;
                 };
-                if *self.latest[at(page)].get_or_insert(body) != body {
+                if self.latest[at(page)] != body && std::mem::take(&mut self.lost[at(page)]) {
+                    self.latest[at(page)] = body;
+                }
+                if self.latest[at(page)] != body {
                     self.broken = Some("mapped an old body");
                 }
                 let page_no = at(page) as u64;
@@ -369,7 +375,8 @@ impl World {
                     self.stored += 1;
                     self.frames[i][at(page)].body = Some(self.stored);
                     // Whoever reads something else from now on reads what is past.
-                    self.latest[at(page)] = Some(self.stored);
+                    self.latest[at(page)] = self.stored;
+                    self.lost[at(page)] = false;
                 } else if self.waiting.contains(&(i, page_no, true)) {
                     again.push(page);
                 }
@@ -437,10 +444,7 @@ impl World {
     pub(crate) fn last_write_read(&self) -> bool {
         (0..self.latest.len()).all(|page| {
             let mut read = self.frames.iter().map(|s| s[page]).filter(|f| f.access != Access::None);
-            match self.latest[page] {
-                Some(latest) => read.all(|f| f.body == Some(latest)),
-                None => true,
-            }
+            read.all(|f| f.body == Some(self.latest[page]))
         })
     }
 
