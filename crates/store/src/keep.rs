@@ -74,6 +74,7 @@ impl Store {
         let state = self.state();
         state.replay_blocks > REPLAY_BUDGET
             || state.space.free_segments() < self.free_wanted(&state)
+            || state.space.has_unwritten()
     }
 
     /// One bounded step of upkeep: begins the epoch after opening or a failure, stores the map when recovery would
@@ -105,6 +106,8 @@ impl Store {
             done.checkpointed = true;
         } else if missing > 0 {
             done = self.keep_room(&mut keeper, missing)?;
+        } else {
+            self.write_ahead(&mut keeper)?;
         }
         done.more = self.wants_maintenance();
         Ok(done)
@@ -146,19 +149,33 @@ impl Store {
         let longer = self.disk.len().and_then(|len| self.disk.set_len(to.max(len)));
         longer.map_err(|source| CommitError::io("extending log", source))?;
         if prewrite {
-            let zeros = AlignedBuf::zeroed(PREWRITE_BYTES);
-            let since = self.disk.failures();
-            let mut at = from;
-            while at < to {
-                let bytes = (to - at).min(PREWRITE_BYTES as u64);
-                let part = IoSlice::new(&zeros.as_slice()[..bytes as usize]);
-                self.disk.write(Purpose::Prewrite, at, &[part])?;
-                at += bytes;
-            }
-            self.disk.sync(Purpose::Prewrite, since)?;
+            self.write_zeros(from, to)?;
         }
-        self.state_mut().space.add_segments(segments);
+        self.state_mut().space.add_segments(segments, prewrite);
         Ok(())
+    }
+
+    fn write_zeros(&self, from: u64, to: u64) -> Result<(), CommitError> {
+        let zeros = AlignedBuf::zeroed(PREWRITE_BYTES);
+        let since = self.disk.failures();
+        let mut at = from;
+        while at < to {
+            let bytes = (to - at).min(PREWRITE_BYTES as u64);
+            let part = IoSlice::new(&zeros.as_slice()[..bytes as usize]);
+            self.disk.write(Purpose::Prewrite, at, &[part])?;
+            at += bytes;
+        }
+        self.disk.sync(Purpose::Prewrite, since)
+    }
+
+    /// Writes a free segment for the first time that the file got in a hurry: the small stabilisations that
+    /// come to use it shall not pay for it. The keeper is held, so that no root is written meanwhile.
+    fn write_ahead(&self, _keeper: &mut Keeper) -> Result<(), CommitError> {
+        let Some(start) = self.state_mut().space.take_unwritten() else { return Ok(()) };
+        let end = start.plus(self.layout().segment_blocks);
+        let written = self.write_zeros(start.offset(), end.offset());
+        self.state_mut().space.written(start, written.is_ok());
+        written
     }
 
     /// Sees to it that there are segments for a stabilisation of so many blocks. There are, as long as

@@ -268,7 +268,7 @@ fn load_table(
         .collect();
     let mut space = Space::decode(layout, root.generation, &table)
         .ok_or_else(|| nonsense("counts more blocks than a segment has"))?;
-    space.add_segments(segments_in_file - segments);
+    space.add_segments(segments_in_file - segments, true);
     let position = &root.position;
     if !space.has(position.place)
         || !position.next_segment.is_none() && !space.has(position.next_segment)

@@ -104,6 +104,10 @@ pub(crate) struct Space {
     layout: Layout,
     segments: Vec<Segment>,
     free: BTreeSet<u32>,
+    /// Segments whose blocks the file system has promised but nobody has written yet: a first write there
+    /// changes the file's metadata as well, and its flush takes longer. Not known of what an earlier process
+    /// left.
+    unwritten: BTreeSet<u32>,
     /// Segments from where the newest root has the record chain go on, to the one reserved for its future.
     chain: VecDeque<u32>,
     /// The segment that the cold stream is writing.
@@ -117,6 +121,7 @@ impl Space {
             layout,
             segments: Vec::new(),
             free: BTreeSet::new(),
+            unwritten: BTreeSet::new(),
             chain: VecDeque::new(),
             cold: None,
             live: 0,
@@ -150,9 +155,12 @@ impl Space {
         self.layout.segment(place).is_some_and(|segment| (segment as usize) < self.segments.len())
     }
 
-    /// Takes note of free segments at the end of the file.
-    pub(crate) fn add_segments(&mut self, count: usize) {
+    /// Takes note of free segments at the end of the file, and whether their blocks have been written.
+    pub(crate) fn add_segments(&mut self, count: usize, written: bool) {
         let first = self.segments.len();
+        if !written {
+            self.unwritten.extend(first as u32..(first + count) as u32);
+        }
         let segment = Segment { state: State::Free, tree: 0, layer: 0 };
         self.segments.resize(first + count, segment);
         self.free.extend(first as u32..(first + count) as u32);
@@ -162,9 +170,33 @@ impl Space {
         if self.free.len() <= keep {
             return Err(NoSegment);
         }
-        let segment = self.free.pop_first().ok_or(NoSegment)?;
+        let segment =
+            *self.free.difference(&self.unwritten).next().or(self.free.first()).ok_or(NoSegment)?;
+        self.free.remove(&segment);
         self.segments[segment as usize].state = State::InUse;
         Ok(segment)
+    }
+
+    /// Whether a free segment is still to be written for the first time.
+    pub(crate) fn has_unwritten(&self) -> bool {
+        self.unwritten.iter().any(|segment| self.free.contains(segment))
+    }
+
+    /// Takes such a segment out of the free ones, so that nobody else writes it meanwhile. It counts as free
+    /// in every root, since nothing refers to it. Given back by [`Space::written`].
+    pub(crate) fn take_unwritten(&mut self) -> Option<Place> {
+        let segment = *self.unwritten.iter().find(|segment| self.free.contains(segment))?;
+        self.free.remove(&segment);
+        Some(self.layout.start(segment))
+    }
+
+    /// A segment taken by [`Space::take_unwritten`] is free again; `done` when it has been written.
+    pub(crate) fn written(&mut self, start: Place, done: bool) {
+        let segment = self.layout.segment_of(start) as u32;
+        if done {
+            self.unwritten.remove(&segment);
+        }
+        self.free.insert(segment);
     }
 
     /// A segment for the record chain, which now ends with it.
@@ -313,13 +345,16 @@ impl Space {
             segment.tree = tree_counts[i];
             self.live += u64::from(segment.live());
             let unneeded = segment.live() == 0 && !needed.contains(&(i as u32));
-            segment.state = match segment.state {
+            let was = segment.state;
+            segment.state = match was {
                 State::Pending { since } if since < generation => State::Free,
                 State::InUse if unneeded && planted::is(Bug::EarlyReuse) => State::Free,
                 State::InUse if unneeded => State::Pending { since: generation },
                 state => state,
             };
-            if segment.state == State::Free {
+            if segment.state == State::Free && was != State::Free {
+                // It has been written on its way here.
+                self.unwritten.remove(&(i as u32));
                 self.free.insert(i as u32);
             }
         }
@@ -390,7 +425,7 @@ mod tests {
     fn a_segment_waits_for_two_roots() {
         let layout = Layout { segment_blocks: 8 };
         let mut space = Space::new(layout);
-        space.add_segments(6);
+        space.add_segments(6, true);
         let a = space.extend_chain(true).unwrap();
         let b = space.extend_chain(true).unwrap();
         assert_eq!((a, b), (Place(16), Place(24)));
@@ -420,7 +455,7 @@ mod tests {
     fn the_table_brings_all_back() {
         let layout = Layout { segment_blocks: 8 };
         let mut space = Space::new(layout);
-        space.add_segments(5);
+        space.add_segments(5, true);
         let a = space.extend_chain(true).unwrap();
         let cold = space.take_cold().unwrap();
         let counts = vec![0, 3, 0, 0, 0];
@@ -452,5 +487,23 @@ mod tests {
         assert_eq!(layout.behind(Place(16), 16, Place(48)), (Place(48), Place::NONE));
         assert_eq!(layout.chunk_blocks(), 8);
         assert_eq!(Layout { segment_blocks: 1024 }.chunk_blocks(), 249);
+    }
+
+    #[test]
+    fn segments_written_before_are_taken_first() {
+        let mut space = Space::new(Layout { segment_blocks: 64 });
+        space.add_segments(3, false);
+        space.add_segments(COLD_RESERVE + 1, true);
+        let first = space.extend_chain(true).unwrap();
+        assert_eq!(first, space.layout.start(3), "the first that has been written");
+        let ahead = space.take_unwritten().unwrap();
+        assert_eq!(ahead, space.layout.start(0));
+        space.written(ahead, false);
+        assert_eq!(space.take_unwritten(), Some(ahead), "still to be written");
+        space.written(ahead, true);
+        assert_eq!(space.take_unwritten(), Some(space.layout.start(1)));
+        space.written(space.layout.start(1), true);
+        assert!(space.has_unwritten());
+        assert!(space.contradictions().is_empty());
     }
 }
