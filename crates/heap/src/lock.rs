@@ -144,8 +144,11 @@ fn wait_and_take(journal: &Journal, word: &AtomicU64, want: Mode) -> Result<(), 
     let mut seen = word.load(Ordering::Relaxed);
     loop {
         let state = seen as u32;
+        // Somebody who wants to write sleeps until the readers are gone: a reader that nobody can be waiting
+        // for lets it go first, or readers that overlap would keep it, and its open section, for ever.
+        let gives_way = holds_none && state & SLEEPER != 0 && state & READERS != 0;
         let new = match want {
-            Mode::Read if state & WRITER == 0 => Some(seen + 1),
+            Mode::Read if state & WRITER == 0 && !gives_way => Some(seen + 1),
             Mode::Write if state & (WRITER | READERS) == 0 => {
                 Some(u64::from(WRITER | state & SLEEPER) | u64::from(age) << 32)
             }

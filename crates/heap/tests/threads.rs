@@ -238,6 +238,37 @@ fn readers_that_become_writers_end() {
     assert_eq!(heap.check().leaked_allocations, 0);
 }
 
+/// Readers whose sections overlap without end let a writer in.
+#[test]
+fn overlapping_readers_do_not_keep_a_writer_out() {
+    let heap = bank();
+    let (done, readers) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|s| {
+        for _ in 0..3 {
+            s.spawn(|| {
+                while done.load(Relaxed) == 0 {
+                    heap.read(|r, token| {
+                        let _accounts = r.accounts.read(token).expect("no deadlock is possible");
+                        readers.fetch_add(1, Relaxed);
+                        std::thread::sleep(std::time::Duration::from_millis(2));
+                    });
+                }
+            });
+        }
+        s.spawn(|| {
+            // All three have been seen inside, so that they overlap from now on.
+            while readers.load(Relaxed) < 10 {
+                std::thread::yield_now();
+            }
+            for _ in 0..20 {
+                heap.write(|r, tx| r.accounts.write(tx).map(drop).map_err(Error::from))
+                    .expect("no deadlock is possible");
+            }
+            done.store(1, Relaxed);
+        });
+    });
+}
+
 /// What one thread allocates others free; memory does not grow without end.
 #[test]
 fn memory_freed_by_other_threads_is_used_again() {

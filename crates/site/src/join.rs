@@ -14,6 +14,9 @@ use stead_model::{Address, PAGE_SIZE, PageRange};
 use crate::container::{Opened, Place};
 use crate::error::{ContainerError, SectionError};
 
+/// Fresh memory that is brought in ahead of its first touch, at most at a time.
+const ASK_BYTES_MAX: usize = 4 << 20;
+
 /// How often a section that met a deadlock is tried again before its error is the caller's.
 const ATTEMPTS_MAX: u32 = 64;
 
@@ -37,6 +40,8 @@ unsafe impl Ground for Place {
 
     fn ask(&self, addr: usize, len: usize) {
         let first = Address(addr).page_from(self.reservation.base());
+        // Not all of a vast array at once: memory that is reserved but never touched costs nothing then.
+        let len = len.min(ASK_BYTES_MAX);
         let range = PageRange::new(first.0, first.0 + len.div_ceil(PAGE_SIZE) as u64);
         if let Some(cluster) = self.cluster_of(first) {
             // A hint: where it fails, the first touch is a fault like any other and says why.

@@ -83,13 +83,15 @@ pub struct ContainerOptions {
 
 impl Default for ContainerOptions {
     fn default() -> Self {
-        ContainerOptions { windows: 4 }
+        ContainerOptions { windows: 2 }
     }
 }
 
 impl ContainerOptions {
-    /// Addresses for 256 GiB: four windows of 64 GiB. Addresses cost nothing until used, but are
-    /// finite: 832 windows for all containers of a store.
+    /// Addresses for 128 GiB: two windows of 64 GiB, the second for a second cluster or for growth.
+    /// Addresses cost nothing until used, but are finite: 832 windows for all containers of a store, and
+    /// every window takes its size a second time in each process that has the container open (for locks), of
+    /// the 2^47 bytes that Linux gives a process.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

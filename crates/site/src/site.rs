@@ -313,25 +313,31 @@ impl Drop for Site {
             std::mem::forget(std::mem::take(&mut self.threads));
             return;
         }
-        // A failure leaves the last stable state, which is what a crash here would leave.
-        let closed = if stead_memory::in_section() {
+        let stabilised = if stead_memory::in_section() {
             // The section is another store's: nobody can be in one of this store, whose containers
             // are all given up. But a thread in a section may not close gates; another may.
             let site = &*self;
             thread::scope(|scope| {
-                let stabilised = scope.spawn(|| site.stabilise(GATE_DEFAULT).is_ok()).join();
-                stabilised.unwrap_or(false)
+                let asked = scope.spawn(|| site.stabilise(GATE_DEFAULT)).join();
+                asked.unwrap_or(Err(StabiliseError::InSection))
             })
         } else {
-            self.stabilise(GATE_DEFAULT).is_ok()
+            self.stabilise(GATE_DEFAULT)
         };
         stop(&self.shared, std::mem::take(&mut self.threads));
-        if closed {
+        match stabilised {
             // The next opening replays the log otherwise, to the same state.
-            let _ = self.shared.store.checkpoint();
+            Ok(_) => drop(self.shared.store.checkpoint()),
+            // A program that never asks for a stabilisation has no other way to learn of it.
+            Err(error) => say_lost(&self.shared.dir, "closed without its last changes", &error),
         }
         self.shared.opened().clear();
     }
+}
+
+/// Tells on standard error what no caller can be told.
+pub(crate) fn say_lost(dir: &Path, what: &str, why: &StabiliseError) {
+    eprintln!("stead: store {}: {what}: {why}", dir.display());
 }
 
 /// The threads of a site that is being opened; stopped again if opening fails.
@@ -378,11 +384,7 @@ fn stop(shared: &Shared, threads: Vec<JoinHandle<()>>) {
 }
 
 fn open_store(dir: &Path, create: bool, space: &Space) -> Result<(Store, OpenReport), OpenError> {
-    let is_new = match std::fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-    };
-    if is_new && create {
+    if create && Store::is_vacant(dir) {
         let base_window = free_window(space);
         let store = Store::create(dir, &CreateOptions { base_window, ..CreateOptions::default() })?;
         return Ok((store, OpenReport::default()));

@@ -94,6 +94,15 @@ impl Store {
         self.site.stabilise(gate)
     }
 
+    /// Stabilises, and gives up this handle. Dropping the last handle does the same, but can only print what
+    /// went wrong; this returns it. Other handles and containers keep the store open.
+    ///
+    /// # Errors
+    /// As [`Store::stabilise`].
+    pub fn close(self) -> Result<Stable, StabiliseError> {
+        self.stabilise()
+    }
+
     /// Runs `f` once everything that sections have done before this call is stable: for output that must
     /// not be taken back.
     ///

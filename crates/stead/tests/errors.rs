@@ -72,6 +72,22 @@ fn directories_that_are_no_store() {
 }
 
 #[test]
+fn a_store_whose_making_was_cut_short_is_made_anew() {
+    let Some(_alone) = common::alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("lock"), "12345").unwrap();
+    fs::write(dir.join("log.new"), vec![3; 70_000]).unwrap();
+    filled(&dir, 10);
+    assert_eq!(sum(&dir), 45);
+    let mut names: std::vec::Vec<_> =
+        fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["lock", "log"]);
+}
+
+#[test]
 fn a_directory_that_may_not_be_written() {
     let Some(_alone) = common::alone() else { return };
     if let Some(dir) = common::part() {

@@ -109,6 +109,16 @@ impl Store {
         Ok(store)
     }
 
+    /// Whether [`Store::create`] would make a store here: the directory is missing, or there is nothing in it
+    /// but what a creation that was cut short left behind.
+    #[must_use]
+    pub fn is_vacant(dir: &Path) -> bool {
+        match fs::symlink_metadata(dir) {
+            Ok(_) => check_empty(dir).is_ok(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
     /// Makes a new, empty store on any medium that is empty, and opens it.
     ///
     /// # Errors

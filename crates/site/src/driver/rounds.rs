@@ -13,6 +13,7 @@ use stead_store::{Batch, Committed};
 use super::Shared;
 use crate::container::Opened;
 use crate::error::StabiliseError;
+use crate::site::say_lost;
 use crate::step::rounds::{Effect, Event, Pace, Rounds, Stable, Wish};
 
 /// The rounds of a site: one at a time; who comes while one is under way waits for the next, together
@@ -105,7 +106,13 @@ impl RoundTable {
                 Ok(_) => None,
                 // Somebody's section stayed open: tried again soon.
                 Err(StabiliseError::Held(_)) => state.failure.take(),
-                Err(error) => Some(Arc::new(error)),
+                Err(error) => {
+                    if state.failure.is_none() {
+                        let what = "changes cannot be made stable, and are kept in memory only";
+                        say_lost(&shared.dir, what, &error);
+                    }
+                    Some(Arc::new(error))
+                }
             };
         }
     }
