@@ -130,7 +130,8 @@ impl Site {
                 self.decide_if_quiet(id, turn);
             }
             (RoundWord::Quiet { observer: false, .. }, Some(Stage::Cutting)) => {
-                self.tell(id, from, round, RoundWord::Cut, turn);
+                let members = domain.lead.iter().flat_map(Lead::members).collect();
+                self.tell(id, from, round, RoundWord::Cut { members }, turn);
             }
             (RoundWord::Join, Some(Stage::Gathering)) => self.ask_site(id, from, None, turn),
             (RoundWord::Join, Some(_)) => {
@@ -226,7 +227,8 @@ impl Site {
             return;
         }
         for member in members.iter() {
-            self.tell(id, member, round, RoundWord::Cut, turn);
+            let members = members.clone();
+            self.tell(id, member, round, RoundWord::Cut { members }, turn);
         }
     }
 
@@ -295,12 +297,13 @@ impl Site {
         }
         lead.due = again;
         let (round, stage, seats) = (lead.round, lead.stage, lead.seats.clone());
+        let members: SiteSet = lead.members().collect();
         for (site, seat) in seats.iter() {
             let word = match (stage, seat.state) {
                 (Stage::Gathering, SeatState::Asked) => {
                     RoundWord::Close { ask: seat.ask, taken_at: seat.taken_at }
                 }
-                (Stage::Cutting, SeatState::Quiet) => RoundWord::Cut,
+                (Stage::Cutting, SeatState::Quiet) => RoundWord::Cut { members: members.clone() },
                 (Stage::Telling, SeatState::Kept) => RoundWord::Stable,
                 _ => continue,
             };

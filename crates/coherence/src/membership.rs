@@ -267,10 +267,19 @@ impl Site {
             .iter()
             .filter_map(|(site, held)| Some((held.version, rank(held.role)?, site, held.role)));
         let best = held.max_by_key(|(version, rank, ..)| (*version, *rank));
-        let missing = told.iter().find_map(|(_, held)| match held.role {
-            Role::Missing(site) => Some(site),
-            _ => None,
+        let missing = told
+            .iter()
+            .filter_map(|(_, held)| match held.role {
+                Role::Missing(site) => Some((held.version, site)),
+                _ => None,
+            })
+            .max();
+        // The receiver of a page under way may have taken it and given it on to a site that is gone,
+        // and the giver not know.
+        let best = best.filter(|(version, _, _, role)| {
+            !matches!(role, Role::Giving(_)) || missing.is_none_or(|(seen, _)| seen <= *version)
         });
+        let missing = missing.map(|(_, site)| site);
         // I16: a copy that the owner does not count must go before the owner writes.
         let copies: SiteSet = told
             .iter()
@@ -284,6 +293,7 @@ impl Site {
             }
             Some((version, _, _, Role::Giving(to))) => {
                 self.learn_home_entry(key, to, version, turn);
+                self.rebuild.strays.insert(key, copies);
             }
             Some((_, _, site, Role::Stranded(to))) => {
                 turn.out.push(Effect::Lost { page: key, with: Some(to) });
@@ -291,30 +301,37 @@ impl Site {
                 self.rebuild.strays.insert(key, copies);
             }
             Some((_, _, _, Role::Reader | Role::Missing(_))) | None => {
-                turn.out.push(Effect::Lost { page: key, with: missing });
-                self.learn_home_entry(key, self.me, fresh, turn);
-                let mut copies = copies;
-                copies.remove(self.me);
-                self.table.set(
-                    key,
-                    &Page {
-                        version: fresh,
-                        owner: self.me,
-                        own: true,
-                        stored: true,
-                        ..Page::default()
-                    },
-                );
-                for reader in copies.iter() {
-                    let owner = self.me;
-                    self.send(
-                        reader,
-                        Message::Invalidate { page: key, version: fresh, owner },
-                        turn,
-                    );
-                }
-                self.await_acks(key, copies, Access::None, turn);
+                self.adopt(key, missing, copies, turn);
             }
+        }
+    }
+
+    /// The home of a page that nobody has any more takes it, with its stable contents.
+    fn adopt(&mut self, key: PageKey, with: Option<SiteId>, mut copies: SiteSet, turn: &mut Turn) {
+        let version = Version::first_of(self.view.number());
+        turn.out.push(Effect::Lost { page: key, with });
+        self.learn_home_entry(key, self.me, version, turn);
+        copies.remove(self.me);
+        let owner = self.me;
+        let page = Page { version, owner, own: true, stored: true, ..Page::default() };
+        self.table.set(key, &page);
+        for reader in copies.iter() {
+            self.send(reader, Message::Invalidate { page: key, version, owner }, turn);
+        }
+        self.await_acks(key, copies, Access::None, turn);
+    }
+
+    pub(crate) fn not_here(
+        &mut self,
+        from: SiteId,
+        key: PageKey,
+        version: Version,
+        turn: &mut Turn,
+    ) {
+        let page = self.load(key);
+        if !page.own && page.owner == from && page.version == version {
+            let copies = self.rebuild.strays.get(key).cloned().unwrap_or_default();
+            self.adopt(key, None, copies, turn);
         }
     }
 

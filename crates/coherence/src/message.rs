@@ -84,6 +84,13 @@ pub enum Message {
         /// Sites with copies that the asker did not give.
         copies: SiteSet,
     },
+    /// The sender had the page with this version, gave it on, and knows of nobody who has it now.
+    NotHere {
+        /// The page.
+        page: PageKey,
+        /// The version with which the home sent a request.
+        version: Version,
+    },
     /// The sender's association in this domain goes back to its last stable state, and so must the
     /// receiver if it shares modified pages with the sender.
     GoBack {
@@ -250,7 +257,10 @@ pub enum RoundWord {
     /// A round that gave way asks to be part of this one.
     Join,
     /// From the coordinator: all are quiet, this is the cut.
-    Cut,
+    Cut {
+        /// Who is cut.
+        members: SiteSet,
+    },
     /// All that the sender had to keep is captured and durable.
     Kept,
     /// The round is part of the stable state.

@@ -266,6 +266,12 @@ impl Site {
         if unknown && home == self.me {
             return;
         }
+        if unknown && request.sure && request.expect > Version::ZERO {
+            // The home took this site for the owner by the word of a giver who did not know that
+            // the page had been taken and given on, to a site that is gone. Whoever asks, asks again.
+            self.send(home, Message::NotHere { page: key, version: request.expect }, turn);
+            return;
+        }
         let to = if by_home { home } else { page.owner };
         let forwarded = Request {
             hops: request.hops.saturating_add(1),
@@ -400,6 +406,9 @@ impl Site {
             page.access = Access::Read;
         }
         self.table.add_reader(key, &mut page, to);
+        if page.modified {
+            self.note_lent(key, to);
+        }
         self.table.set(key, &page);
         let (colour, cut) = self.colour(key);
         Copy { page: key, version: page.version, modified: page.modified, colour, cut }

@@ -26,6 +26,9 @@ pub(crate) struct Domain {
     now: Links,
     /// The same up to Quiet, until the round is stable.
     until_quiet: Links,
+    /// Who is cut by the round of [`Phase::Keeping`] or [`Phase::Kept`]; `None` if only a page told
+    /// of the cut so far.
+    members: Option<SiteSet>,
     /// Pages that the cut has still to capture.
     uncaptured: u32,
     pub(crate) due: Micros,
@@ -75,17 +78,21 @@ pub(crate) struct Asked {
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 struct Links {
     gave: SiteSet,
+    /// Who was given copies of modified pages: observers, told if this site goes back.
+    lent: SiteSet,
     /// With the colour that the giver had.
     took: SortedMap<SiteId, u32>,
 }
 
 impl Links {
+    /// Whether what this site has depends on that one, or the other way round through a page.
     fn has(&self, site: SiteId) -> bool {
         self.gave.contains(site) || self.took.get(site).is_some()
     }
 
     fn absorb(&mut self, other: Links) {
         self.gave.extend(&other.gave);
+        self.lent.extend(&other.lent);
         for (site, colour) in other.took.iter() {
             let known = self.took.entry(site);
             *known = (*known).max(*colour);
@@ -93,7 +100,8 @@ impl Links {
     }
 
     fn sites(&self) -> impl Iterator<Item = SiteId> {
-        self.gave.iter().chain(self.took.iter().map(|(site, _)| site))
+        let took = self.took.iter().map(|(site, _)| site);
+        self.gave.iter().chain(self.lent.iter()).chain(took)
     }
 }
 
@@ -172,6 +180,12 @@ impl Site {
         }
     }
 
+    pub(crate) fn note_lent(&mut self, key: PageKey, to: SiteId) {
+        if let Some(id) = self.domain_of(key) {
+            self.domains.entry(id).now.lent.insert(to);
+        }
+    }
+
     pub(crate) fn note_took(&mut self, key: PageKey, from: SiteId, colour: u32) {
         let Some(id) = self.domain_of(key) else { return };
         if !planted!(self, ForgetTook) {
@@ -186,9 +200,9 @@ impl Site {
         void.is_some_and(|below| colour < *below)
     }
 
-    /// Whether a modified page may become this site's now. Not while it is quiet: the page is in the
-    /// giver's cut or in no cut. If the giver has been cut by the round that this site is quiet for,
-    /// the cut is here too.
+    /// Whether a modified page may become this site's now. Not while it is quiet, and after the cut
+    /// not from a member that has not been cut yet: the page is in the giver's cut, or else in none
+    /// (R3). If the giver has been cut by the round that this site is quiet for, the cut is here too.
     pub(crate) fn may_take_modified(
         &mut self,
         key: PageKey,
@@ -201,8 +215,13 @@ impl Site {
             return false;
         }
         let Some(id) = self.domain_of(key) else { return true };
-        match self.domains.get(id).map(|d| &d.phase) {
-            Some(Phase::Quiet { asked }) => {
+        let Some(domain) = self.domains.get(id) else { return true };
+        match &domain.phase {
+            Phase::Keeping { round } | Phase::Kept { round } => {
+                let member = domain.members.as_ref().is_none_or(|m| m.contains(from));
+                cut == Some(*round) || !member
+            }
+            Phase::Quiet { asked } => {
                 let round = asked.round;
                 if cut == Some(round) {
                     self.cut(id, round, turn);
@@ -246,10 +265,15 @@ impl Site {
             RoundWord::Close { ask, taken_at } => {
                 self.close(id, Asked { round, ask, taken_at }, turn);
             }
-            RoundWord::Cut => {
-                let phase = &self.domains.entry(id).phase;
-                if matches!(phase, Phase::Quiet { asked } if asked.round == round) {
+            RoundWord::Cut { members } => {
+                if matches!(&self.domains.entry(id).phase, Phase::Quiet { asked } if asked.round == round)
+                {
                     self.cut(id, round, turn);
+                }
+                let domain = self.domains.entry(id);
+                if matches!(domain.phase, Phase::Keeping { round: now } | Phase::Kept { round: now } if now == round)
+                {
+                    domain.members = Some(members);
                 }
             }
             RoundWord::Stable => {
@@ -402,6 +426,7 @@ impl Site {
         domain.colour += 1;
         domain.last_cut = Some(round);
         domain.uncaptured = uncaptured;
+        domain.members = None;
         domain.phase = Phase::Keeping { round };
         domain.due = due;
         turn.out.push(Effect::OpenGate { domain: id });
@@ -457,6 +482,7 @@ impl Site {
             return;
         }
         domain.phase = Phase::Open;
+        domain.members = None;
         domain.until_quiet = Links::default();
         for key in self.modified_pages(id) {
             let mut page = self.load(key);
@@ -486,6 +512,7 @@ impl Site {
         if domain.phase.round() == Some(round) {
             let closed = matches!(domain.phase, Phase::Closing { .. } | Phase::Quiet { .. });
             domain.phase = Phase::Open;
+            domain.members = None;
             let links = core::mem::take(&mut domain.until_quiet);
             domain.now.absorb(links);
             turn.out.push(Effect::DropCaptures { round, domain: id });

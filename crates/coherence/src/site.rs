@@ -304,6 +304,7 @@ impl Site {
             Message::Settle { page, version, keep, copies } => {
                 self.settle(page, version, keep, &copies, turn);
             }
+            Message::NotHere { page, version } => self.not_here(from, page, version, turn),
             Message::GoBack { domain, because, colour } => {
                 self.told_to_go_back(from, domain, because, colour, turn);
             }

@@ -93,9 +93,25 @@ pub(crate) fn round_cases() -> Vec<Case> {
             vec![over.clone()],
         ),
         (
+            "a round and an early timer",
+            Bounds { early_ticks: 1, ..Bounds::new(both.clone(), vec![0]) },
+            vec![over.clone()],
+        ),
+        (
             "a round in a single-copy cluster",
             Bounds { policy: Policy::SingleCopy, ..Bounds::new(both.clone(), vec![0]) },
             vec![over.clone()],
+        ),
+        (
+            "a reader, a round and a crash",
+            Bounds {
+                crashes: 1,
+                ..Bounds::new(
+                    vec![script(0, &[Write(0), Write(1)]), script(1, &[Read(0), Write(1)])],
+                    vec![1],
+                )
+            },
+            vec![back.clone(), over.clone()],
         ),
         (
             "a round and a crash",

@@ -184,7 +184,7 @@ fn managers() -> [Manager; 3] {
 }
 
 /// States that a bounded run may reach in the test command.
-const STATES_MAX: usize = 400_000;
+const STATES_MAX: usize = 250_000;
 
 fn check_pages(what: &str, change: impl Fn(&mut Bounds)) {
     for manager in managers() {

@@ -410,9 +410,9 @@ impl World {
                 self.handle(bounds, site, Event::Persisted { round, domain: DOMAIN }, &[]);
             }
             Task::Commit(round) => {
-                for at in 0..2 {
+                for (at, key) in PAGES.iter().enumerate() {
                     let of_page = self.kept.iter().filter(|((s, r, p), _)| {
-                        *r == round && *p == PAGES[at] && self.members[&round].contains(s)
+                        *r == round && p == key && self.members[&round].contains(s)
                     });
                     // I20: the highest version of a page in the round is its stable state, and is
                     // higher than the one before.

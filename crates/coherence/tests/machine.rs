@@ -1,0 +1,213 @@
+//! Single sites and small groups, step by step: the minimum hold, queues that travel, locks that cost
+//! nothing to take again, pages that come with a lock, going back. Read [`Group`] first.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use stead_coherence::{
+    Access, ClusterConfig, ClusterId, Config, DomainId, Effect, Effects, Event, Manager, Message,
+    PageKey, Policy, Site, SiteId, View,
+};
+
+const PAGE: PageKey = PageKey::new(1, 0);
+const LOCK: PageKey = PageKey::new(2, 0);
+const DOMAIN: DomainId = DomainId(1);
+
+/// Sites whose messages arrive at once and in order; what else they want done is kept.
+struct Group {
+    sites: Vec<Site>,
+    now: u64,
+    done: Vec<(usize, Effect)>,
+    sent: usize,
+}
+
+impl Group {
+    fn new(count: u16) -> Group {
+        let cluster = |id, policy, domain| ClusterConfig {
+            id: ClusterId(id),
+            manager: Manager::Central(SiteId::new(0)),
+            policy,
+            domain,
+        };
+        let config = Arc::new(Config::new(vec![
+            cluster(1, Policy::Invalidate, Some(DOMAIN)),
+            cluster(2, Policy::Lock, None),
+        ]));
+        let view = Arc::new(View::first(count));
+        let site = |i| Site::new(SiteId::new(i), config.clone(), view.clone());
+        Group { sites: (0..count).map(site).collect(), now: 0, done: Vec::new(), sent: 0 }
+    }
+
+    fn give(&mut self, site: usize, event: Event) {
+        let mut effects = Effects::new();
+        let mut events = VecDeque::from([(site, event)]);
+        while let Some((at, event)) = events.pop_front() {
+            self.sites[at].handle(self.now, event, &mut effects);
+            for effect in effects.drain() {
+                let Effect::Send { to, view, message } = effect else {
+                    self.done.push((at, effect));
+                    continue;
+                };
+                self.sent += 1;
+                let from = SiteId::new(at as u16);
+                let event = Event::Message { from, view, message };
+                events.push_back((usize::from(to.get()), event));
+            }
+        }
+    }
+
+    fn fault(&mut self, site: usize, page: PageKey, write: bool) {
+        self.give(site, Event::Fault { page, run: 0, write });
+    }
+
+    fn tick(&mut self, now: u64) {
+        self.now = now;
+        for site in 0..self.sites.len() {
+            self.give(site, Event::Tick);
+        }
+    }
+
+    fn locked(&mut self) -> Vec<usize> {
+        let locked = |(site, effect): &(usize, Effect)| {
+            matches!(effect, Effect::Locked { .. }).then_some(*site)
+        };
+        let sites = self.done.iter().filter_map(locked).collect();
+        self.done.clear();
+        sites
+    }
+}
+
+/// I6: the hold delays that a page is given away, not that it is copied, and ends by itself.
+#[test]
+fn a_page_that_came_to_be_written_stays_for_the_hold() {
+    let mut group = Group::new(3);
+    group.fault(1, PAGE, true);
+    assert_eq!(group.sites[1].page(PAGE).access, Access::Write);
+    group.fault(2, PAGE, false);
+    assert_eq!(group.sites[2].page(PAGE).access, Access::Read, "a copy is not delayed");
+    group.fault(2, PAGE, true);
+    assert!(group.sites[1].page(PAGE).owner, "held");
+    assert_eq!(group.sites[1].next_tick(), Some(1_000));
+    group.tick(999);
+    assert!(group.sites[1].page(PAGE).owner, "held to the end");
+    group.tick(1_000);
+    assert!(group.sites[2].page(PAGE).owner);
+    assert_eq!(group.sites[2].page(PAGE).access, Access::Write);
+}
+
+/// I6: whoever asks first is served first, also when the page moves on with the others waiting.
+#[test]
+fn the_line_travels_with_the_page() {
+    let mut group = Group::new(5);
+    group.fault(1, PAGE, true);
+    for site in [3, 2, 4] {
+        group.fault(site, PAGE, true);
+    }
+    let mut owners = Vec::new();
+    for round in 1..=3 {
+        group.tick(round * 1_000);
+        owners.extend((0..5).filter(|i| group.sites[*i].page(PAGE).owner));
+    }
+    assert_eq!(owners, [3, 2, 4]);
+}
+
+/// I17: one line for all sites and all their threads; taking a lock again costs no message.
+#[test]
+fn locks_are_handed_on_in_order_and_stay_where_nobody_else_wants_them() {
+    let mut group = Group::new(4);
+    let lock = |group: &mut Group, site| group.give(site, Event::Lock { lock: LOCK, with: None });
+    let unlock = |group: &mut Group, site| group.give(site, Event::Unlock { lock: LOCK });
+    lock(&mut group, 1);
+    assert_eq!(group.locked(), [1]);
+    let sent = group.sent;
+    for _ in 0..10 {
+        unlock(&mut group, 1);
+        lock(&mut group, 1);
+    }
+    assert_eq!(group.sent, sent, "nobody else wanted it");
+    assert_eq!(group.locked().len(), 10);
+    lock(&mut group, 2);
+    lock(&mut group, 1);
+    lock(&mut group, 3);
+    assert_eq!(group.locked(), []);
+    let mut order = Vec::new();
+    for holder in [1, 2, 1] {
+        unlock(&mut group, holder);
+        order.extend(group.locked());
+    }
+    assert_eq!(order, [2, 1, 3]);
+}
+
+/// The page that a lock protects comes with the lock, without a request of its own.
+#[test]
+fn a_page_comes_with_its_lock() {
+    let mut group = Group::new(3);
+    group.give(1, Event::Lock { lock: LOCK, with: Some(PAGE) });
+    group.fault(1, PAGE, true);
+    group.tick(5_000);
+    group.give(1, Event::Unlock { lock: LOCK });
+    group.give(2, Event::Lock { lock: LOCK, with: Some(PAGE) });
+    assert!(group.sites[2].page(LOCK).locked);
+    assert!(group.sites[2].page(PAGE).owner, "it came with the lock");
+    let sent = group.sent;
+    group.fault(2, PAGE, true);
+    assert_eq!(group.sent, sent, "the store after it asks nobody");
+}
+
+/// I14: after going back the contents are old and the version is new; copies of what was are gone.
+#[test]
+fn versions_do_not_repeat_after_going_back() {
+    let mut group = Group::new(3);
+    group.fault(1, PAGE, true);
+    group.fault(2, PAGE, false);
+    let before = group.sites[1].page(PAGE);
+    assert!(before.modified);
+    group.give(1, Event::GoBack { domain: DOMAIN, because: SiteId::new(9) });
+    let after = group.sites[1].page(PAGE);
+    assert!(after.owner && !after.modified && after.version > before.version);
+    assert_eq!(group.sites[2].page(PAGE).access, Access::None, "its copy was of what is gone");
+    let doomed = |(site, effect): &(usize, Effect)| {
+        *site == 2 && matches!(effect, Effect::Doomed { domain: DOMAIN, .. })
+    };
+    assert!(group.done.iter().any(doomed), "whoever read it goes back too");
+}
+
+/// I8: what a member of another view says is not heard, and neither is who is no member.
+#[test]
+fn other_views_are_not_heard() {
+    let mut group = Group::new(3);
+    group.fault(1, PAGE, true);
+    let version = group.sites[1].page(PAGE).version;
+    let steal = Message::Owner {
+        pages: stead_coherence::Vec1 { first: (PAGE, version.next()), more: Vec::new() },
+        owner: SiteId::new(2),
+    };
+    for (from, view) in [(2, 0), (2, 2), (7, 1)] {
+        let before = group.sites[0].clone();
+        let from = SiteId::new(from);
+        group.give(0, Event::Message { from, view, message: steal.clone() });
+        assert_eq!(group.sites[0], before);
+    }
+    group.give(0, Event::Message { from: SiteId::new(2), view: 1, message: steal });
+    assert_eq!(group.sites[0].page(PAGE).probable_owner, Some(SiteId::new(2)));
+}
+
+/// A message about a cluster that a site was not told of changes nothing.
+#[test]
+fn an_unknown_cluster_is_ignored() {
+    let mut group = Group::new(2);
+    let page = PageKey::new(99, 0);
+    let before = group.sites[0].clone();
+    group.fault(0, page, true);
+    let version = stead_coherence::Version::first_of(1);
+    for message in [
+        Message::Invalidate { page, version, owner: SiteId::new(1) },
+        Message::Invalidated { page, version },
+        Message::NotHere { page, version },
+    ] {
+        let from = SiteId::new(1);
+        group.give(0, Event::Message { from, view: 1, message });
+    }
+    assert_eq!(group.sites[0], before);
+    assert_eq!(group.sent, 0);
+}
