@@ -252,24 +252,23 @@ impl Arena {
         }
         let damaged = OpenArenaError::Types { address: Address(address as usize), bytes };
         let at = address as usize;
-        let page = page_in_window(at);
-        let in_window_0 = window_base(at) == found.base.0;
-        if !in_window_0
-            || page < FIRST_PAGE
-            || page >= segment_ends[0]
-            || !at.is_multiple_of(PAGE_SIZE)
-        {
+        let window = at.wrapping_sub(found.base.0) / WINDOW_SIZE;
+        if found.clusters.get(window) != Some(&Some(0)) || !at.is_multiple_of(PAGE_SIZE) {
             return Err(damaged);
         }
-        // SAFETY: a page of window 0.
-        let d = unsafe { descriptor(found.base.0, page) };
+        let (page, end) = (page_in_window(at), segment_ends[window]);
+        if page < FIRST_PAGE || page >= end {
+            return Err(damaged);
+        }
+        // SAFETY: a page of a window that is assigned, and so mapped.
+        let d = unsafe { descriptor(window_base(at), page) };
         let run_pages = d.run_pages.load(Relaxed);
         let is_table = d.kind.load(Relaxed) == kind::TYPES && d.run_start.load(Relaxed) == page;
         let fits = u64::from(run_pages) * PAGE_SIZE as u64 >= bytes;
-        if !is_table || !fits || run_pages > segment_ends[0] - page {
+        if !is_table || !fits || run_pages > end - page {
             return Err(damaged);
         }
-        // SAFETY: these bytes lie in the segment of window 0, which is mapped; nobody writes while the
+        // SAFETY: these bytes lie in the segment of a mapped window; nobody writes while the
         // container is being opened.
         let table = unsafe {
             std::slice::from_raw_parts(with_exposed_provenance::<u8>(at), bytes as usize)
