@@ -97,7 +97,7 @@ fn operation(site: u16, sharing: Sharing, rng: &mut fastrand::Rng) -> Op {
     }
 }
 
-/// Everything measured: the table in Markdown and the plot.
+/// Everything measured: the page in Markdown and the plot.
 #[must_use]
 pub fn report(sites: &[u16]) -> (String, String) {
     let managers = [
@@ -105,7 +105,8 @@ pub fn report(sites: &[u16]) -> (String, String) {
         ("fixed", Manager::Fixed),
         ("dynamic", Manager::Dynamic),
     ];
-    let mut table = String::from(
+    let mut table = String::from(include_str!("growth.md"));
+    table.push_str(
         "| Sharing | Manager | Sites | Faults | Messages a fault | Following | Bytes a fault | Longest way | State a site, bytes | Most at one |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     let mut panels = [

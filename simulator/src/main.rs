@@ -29,7 +29,7 @@ enum Command {
     Counts,
     /// Measures how faults grow dearer with the number of sites, and writes table and plot.
     Growth {
-        /// Where `coherence-growth.svg` goes; the table is printed.
+        /// Where `coherence-growth.md` and its plot go.
         #[arg(long, default_value = "docs")]
         to: PathBuf,
     },
@@ -48,16 +48,17 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Growth { to } => {
-            let (table, plot) = growth::report(&growth::SITES);
-            print!("{table}");
-            let path = to.join("coherence-growth.svg");
-            match std::fs::write(&path, plot) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
+            let (page, plot) = growth::report(&growth::SITES);
+            print!("{page}");
+            let files = [("coherence-growth.md", page), ("coherence-growth.svg", plot)];
+            for (name, text) in files {
+                let path = to.join(name);
+                if let Err(error) = std::fs::write(&path, text) {
                     eprintln!("cannot write {}: {error}", path.display());
-                    ExitCode::FAILURE
+                    return ExitCode::FAILURE;
                 }
             }
+            ExitCode::SUCCESS
         }
     }
 }
