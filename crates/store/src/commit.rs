@@ -218,6 +218,13 @@ impl Store {
             self.disk.write(Purpose::Record, group[0].at.offset(), &parts)?;
         }
         if let Some(commit) = commit.first() {
+            // A record this large may have made the file longer in a hurry. The small ones behind it shall not
+            // pay for that: what they will use is written now, under the flush that is due anyway.
+            let ahead = self.state_mut().space.unwritten_ahead(&plan.behind);
+            for place in ahead {
+                let end = place.plus(self.layout().room(place));
+                self.write_zeros(place.offset(), end.offset())?;
+            }
             if !planted::is(Bug::CommitBeforeBody) {
                 self.disk.sync(Purpose::Record, since)?;
             }

@@ -149,15 +149,16 @@ impl Store {
         let longer = self.disk.len().and_then(|len| self.disk.set_len(to.max(len)));
         longer.map_err(|source| CommitError::io("extending log", source))?;
         if prewrite {
+            let since = self.disk.failures();
             self.write_zeros(from, to)?;
+            self.disk.sync(Purpose::Prewrite, since)?;
         }
         self.state_mut().space.add_segments(segments, prewrite);
         Ok(())
     }
 
-    fn write_zeros(&self, from: u64, to: u64) -> Result<(), CommitError> {
+    pub(crate) fn write_zeros(&self, from: u64, to: u64) -> Result<(), CommitError> {
         let zeros = AlignedBuf::zeroed(PREWRITE_BYTES);
-        let since = self.disk.failures();
         let mut at = from;
         while at < to {
             let bytes = (to - at).min(PREWRITE_BYTES as u64);
@@ -165,7 +166,7 @@ impl Store {
             self.disk.write(Purpose::Prewrite, at, &[part])?;
             at += bytes;
         }
-        self.disk.sync(Purpose::Prewrite, since)
+        Ok(())
     }
 
     /// Writes a free segment for the first time that the file got in a hurry: the small stabilisations that
@@ -173,7 +174,10 @@ impl Store {
     fn write_ahead(&self, _keeper: &mut Keeper) -> Result<(), CommitError> {
         let Some(start) = self.state_mut().space.take_unwritten() else { return Ok(()) };
         let end = start.plus(self.layout().segment_blocks);
-        let written = self.write_zeros(start.offset(), end.offset());
+        let since = self.disk.failures();
+        let written = self
+            .write_zeros(start.offset(), end.offset())
+            .and_then(|()| self.disk.sync(Purpose::Prewrite, since));
         self.state_mut().space.written(start, written.is_ok());
         written
     }

@@ -182,6 +182,16 @@ impl Space {
         self.unwritten.iter().any(|segment| self.free.contains(segment))
     }
 
+    /// Whether the chain is about to go on in blocks that nobody has written yet; each such segment is named
+    /// once.
+    pub(crate) fn unwritten_ahead(&mut self, position: &LogPosition) -> Vec<Place> {
+        let mut ahead = vec![position.place, position.next_segment];
+        ahead.retain(|&place| {
+            !place.is_none() && self.unwritten.remove(&(self.layout.segment_of(place) as u32))
+        });
+        ahead
+    }
+
     /// Takes such a segment out of the free ones, so that nobody else writes it meanwhile. It counts as free
     /// in every root, since nothing refers to it. Given back by [`Space::written`].
     pub(crate) fn take_unwritten(&mut self) -> Option<Place> {
