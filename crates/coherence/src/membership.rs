@@ -344,6 +344,7 @@ impl Site {
         }
         page.owner = owner;
         page.version = version;
+        page.refused = false;
         self.table.set(key, &page);
     }
 

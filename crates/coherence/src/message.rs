@@ -48,6 +48,16 @@ pub enum Message {
         /// The pages and the versions granted.
         pages: Vec1<(PageKey, Version)>,
     },
+    /// The sender does not take a modified page now (R3), and never will with this version: the giver
+    /// has it again.
+    Refused {
+        /// The page.
+        page: PageKey,
+        /// The version granted.
+        version: Version,
+        /// The requests that came with the page.
+        waiting: Vec<Request>,
+    },
     /// Tells the home who owns a page.
     Owner {
         /// The pages and the versions with which `owner` came to own them.

@@ -266,6 +266,10 @@ impl Site {
         if unknown && home == self.me {
             return;
         }
+        if unknown && page.refused {
+            // The giver will hear so when it asks again, and then has the page.
+            return;
+        }
         if unknown && request.sure && request.expect > Version::ZERO {
             // The home took this site for the owner by the word of a giver who did not know that
             // the page had been taken and given on, to a site that is gone. Whoever asks, asks again.
@@ -604,6 +608,7 @@ impl Site {
         page.owner = from;
         page.access = Access::Read;
         page.modified = copy.modified;
+        page.refused = false;
         self.table.set(key, &page);
         turn.out.push(Effect::Fill { page: key, source: Source::Message });
         turn.out.push(Effect::Map { page: key, access: Access::Read });
@@ -662,13 +667,19 @@ impl Site {
         let page = self.load(key);
         let expected = page.owner == self.me && page.version == grant.version;
         // I5, I13: what was granted once is taken once.
+        if !page.own && page.refused && page.version == grant.version.next() {
+            self.refuse(from, grant, turn);
+            return Taken::Refused;
+        }
         let seen = page.own || page.version >= grant.version && !expected;
         if seen && !planted!(self, TakeTwice) {
             return Taken::Before;
         }
-        if grant.modified && !self.may_take_modified(key, from, grant.colour, grant.cut, turn)
-            || self.leaving_is_due(key)
-        {
+        if self.leaving_is_due(key) || grant.modified && self.is_void(key, from, grant.colour) {
+            return Taken::Refused;
+        }
+        if grant.modified && !self.may_take_modified(key, from, grant.cut, turn) {
+            self.refuse(from, grant, turn);
             return Taken::Refused;
         }
         let mut access = self.load(key).access;
@@ -741,6 +752,58 @@ impl Site {
         }
         self.finish_take(key, acks, install, turn);
         Taken::Now
+    }
+
+    /// Gives a page back unseen. Waiting for a better time to take it could be for ever: a section at
+    /// the giver may wait for this very page, and the round for that section (I19).
+    fn refuse(&mut self, from: SiteId, grant: Grant, turn: &mut Turn) {
+        let Grant { page: key, version, waiting, .. } = grant;
+        let page = self.load(key);
+        let version_back = version.next();
+        let refused = Page { version: version_back, owner: from, refused: true, ..page };
+        self.table.set(key, &refused);
+        self.send(from, Message::Refused { page: key, version, waiting }, turn);
+        self.pass_queue_on(key, turn);
+        self.forget_if_idle(key);
+    }
+
+    pub(crate) fn refused(
+        &mut self,
+        from: SiteId,
+        key: PageKey,
+        version: Version,
+        waiting: Vec<Request>,
+        turn: &mut Turn,
+    ) {
+        if self.load(key).own {
+            return;
+        }
+        let Some(busy) = self.busy.get_mut(key) else { return };
+        let this = |l: &mut Leaving| l.grant.version == version && l.to == from;
+        let Some(leaving) = busy.leaving.take_if(this) else { return };
+        for request in waiting {
+            add_request(&mut busy.queue, request);
+        }
+        let mut page = Page {
+            version: version.next(),
+            owner: self.me,
+            own: true,
+            access: if leaving.frame { Access::Read } else { Access::None },
+            stored: !leaving.frame,
+            modified: leaving.grant.modified,
+            due: leaving.capture,
+            captured: leaving.captured,
+            ..Page::default()
+        };
+        // Told to go, but perhaps not gone.
+        for reader in leaving.grant.copies.iter().chain([from]) {
+            self.table.add_reader(key, &mut page, reader);
+        }
+        self.table.set(key, &page);
+        if leaving.frame {
+            turn.out.push(Effect::Map { page: key, access: Access::Read });
+        }
+        self.pump(key, turn);
     }
 
     fn finish_take(&mut self, key: PageKey, acks: SiteSet, install: Access, turn: &mut Turn) {

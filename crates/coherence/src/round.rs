@@ -207,13 +207,9 @@ impl Site {
         &mut self,
         key: PageKey,
         from: SiteId,
-        colour: u32,
         cut: Option<RoundId>,
         turn: &mut Turn,
     ) -> bool {
-        if self.is_void(key, from, colour) {
-            return false;
-        }
         let Some(id) = self.domain_of(key) else { return true };
         let Some(domain) = self.domains.get(id) else { return true };
         match &domain.phase {
@@ -411,7 +407,7 @@ impl Site {
             }
         }
         for key in self.modified_leaving(id) {
-            // Given before Quiet and not taken yet: nobody else can put it into the cut.
+            // Given before Quiet and not taken yet: if it is refused it is here again.
             let Some(leaving) = self.busy.get_mut(key).and_then(|b| b.leaving.as_mut()) else {
                 continue;
             };

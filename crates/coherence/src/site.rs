@@ -291,6 +291,9 @@ impl Site {
                     self.took(*page, *version, turn);
                 }
             }
+            Message::Refused { page, version, waiting } => {
+                self.refused(from, page, version, waiting, turn);
+            }
             Message::Owner { pages, owner } => {
                 for (page, version) in pages.iter() {
                     self.learn_owner(*page, *version, owner, turn);

@@ -31,6 +31,9 @@ pub(crate) struct Page {
     pub(crate) locked: bool,
     /// Owner without frame: the contents are in the stable store.
     pub(crate) stored: bool,
+    /// Not the owner: the version before this one was granted to this site, which refused it, so that
+    /// the giver has the page again with this version.
+    pub(crate) refused: bool,
     /// The copyset has more than two sites and stands in the spill.
     pub(crate) spilled: bool,
     /// Read through [`Table::readers`] alone, like `spilled`.
@@ -50,13 +53,14 @@ impl Default for Page {
             held: false,
             locked: false,
             stored: false,
+            refused: false,
             spilled: false,
             readers: [SiteId::NONE; 2],
         }
     }
 }
 
-/// [`Page`] in 112 bits: version 56, owner and two readers 14 each, flags 10, 4 to spare.
+/// [`Page`] in 112 bits: version 56, owner and two readers 14 each, flags 11, 3 to spare.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Packed([u16; 7]);
 
@@ -80,7 +84,8 @@ impl Packed {
             | flag(page.held, 48)
             | flag(page.locked, 49)
             | flag(page.stored, 50)
-            | flag(page.spilled, 51);
+            | flag(page.spilled, 51)
+            | flag(page.refused, 52);
         let bits = u128::from(page.version.bits()) | u128::from(high) << Version::BITS;
         Packed(core::array::from_fn(|i| (bits >> (16 * i)) as u16))
     }
@@ -106,6 +111,7 @@ impl Packed {
             locked: flag(49),
             stored: flag(50),
             spilled: flag(51),
+            refused: flag(52),
         }
     }
 }
