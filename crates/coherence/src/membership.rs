@@ -399,15 +399,12 @@ impl Site {
                     owner: self.me,
                     own: true,
                     stored,
-                    access,
                     modified: frame && leaving.grant.modified,
                     ..Page::default()
                 };
                 self.table.set(key, &page);
-                if frame {
-                    turn.out.push(Effect::Map { page: key, access });
-                }
-                // Copies that the dead site may not have seen go must go now.
+                // Copies must go before this frame is read (I16): the dead site may have given them
+                // with later contents, or not have seen them go.
                 let view = self.view.clone();
                 let mut copies = leaving.grant.copies;
                 copies.extend(strays);
@@ -417,7 +414,7 @@ impl Site {
                     let owner = self.me;
                     self.send(reader, Message::Invalidate { page: key, version, owner }, turn);
                 }
-                self.await_acks(key, copies, Access::None, turn);
+                self.await_acks(key, copies, access, turn);
             }
         }
         self.pump(key, turn);
