@@ -161,7 +161,7 @@ impl Demo {
                 (std::env::temp_dir().join(name), true)
             }
         };
-        println!(
+        crate::say!(
             "{ACCOUNTS} accounts of {START_BALANCE}, {THREADS} threads, {} kills; store in {}",
             self.kills,
             dir.display()
@@ -263,25 +263,25 @@ impl Tally {
     fn print(&mut self, kills: u32, time: Duration) {
         self.open_us.sort_unstable();
         let open = |q: usize| self.open_us[(self.open_us.len() - 1) * q / 100] as f64 / 1000.0;
-        println!("{kills} kills in {:.1} s", time.as_secs_f64());
-        println!("  transfers in the books        {}", self.transfers);
-        println!("  acknowledgements checked      {}", self.acknowledgements);
-        println!(
+        crate::say!("{kills} kills in {:.1} s", time.as_secs_f64());
+        crate::say!("  transfers in the books        {}", self.transfers);
+        crate::say!("  acknowledgements checked      {}", self.acknowledgements);
+        crate::say!(
             "  found beyond those            {} (stable already when the kill came)",
             self.survived_unasked
         );
-        println!(
+        crate::say!(
             "  opening after the kill        median {:.1} ms, worst {:.1} ms",
             open(50),
             open(100)
         );
         if self.wrong.is_empty() {
-            println!(
+            crate::say!(
                 "no money lost, no section by half, nothing acknowledged gone, every pointer sound"
             );
         }
         for wrong in &self.wrong {
-            println!("WRONG: {wrong}");
+            crate::say!("WRONG: {wrong}");
         }
     }
 }

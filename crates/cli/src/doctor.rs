@@ -3,34 +3,46 @@
 
 use std::path::Path;
 
-use stead::{Options, Store, Support};
+use stead::Support;
 
 use crate::Outcome;
 
 pub(crate) fn run(dir: Option<&Path>) -> Outcome {
     let support = Support::probe();
     for finding in &support.findings {
-        println!("{:<9} {}: {}", finding.state.to_string(), finding.name, finding.found);
-        println!("          for: {}", finding.needed_for);
+        crate::say!("{:<9} {}: {}", finding.state.to_string(), finding.name, finding.found);
+        crate::say!("          for: {}", finding.needed_for);
         if !finding.advice.is_empty() {
-            println!("          do:  {}", finding.advice);
+            crate::say!("          do:  {}", finding.advice);
         }
     }
     let mut all_well = true;
     match support.missing() {
-        None => println!("stead works here"),
+        None => crate::say!("stead works here"),
         Some(missing) => {
             all_well = false;
-            println!("stead does not work here: {missing}");
+            crate::say!("stead does not work here: {missing}");
         }
     }
     if let Some(dir) = dir {
-        let options = Options::new().create(false).interval(None);
-        match Store::open_with(dir, &options) {
-            Ok(store) => println!("store {} opens: {:?}", dir.display(), store.site().report()),
+        match crate::open(dir) {
+            Ok(store) => {
+                let report = store.site().report();
+                crate::say!(
+                    "store {} opens: {} stabilisations found in the log behind the last root, {} bytes read",
+                    dir.display(),
+                    report.records_replayed,
+                    report.bytes_read
+                );
+                if let Some(number) = report.unfinished {
+                    crate::say!(
+                        "  stabilisation {number} was under way when its process ended, and is not in it"
+                    );
+                }
+            }
             Err(error) => {
                 all_well = false;
-                println!("store {} does not open: {error}", dir.display());
+                crate::say!("store {} does not open: {error}", dir.display());
             }
         }
     }

@@ -2,16 +2,24 @@
 //! this system allows (`doctor`). No persistence happens here. Read [`Command`] first.
 #![forbid(unsafe_code)]
 
+/// Prints a line, and ends the process quietly when nobody reads any more.
+#[macro_export]
+macro_rules! say {
+    ($($line:tt)*) => { $crate::print_line(format_args!($($line)*)) };
+}
+
 mod demo;
 mod doctor;
 mod stat;
 mod units;
 mod verify;
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use stead::{OpenError, Options, Store};
 
 /// Memory that stays: plain pointers into persistent containers.
 ///
@@ -71,6 +79,21 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn print_line(line: std::fmt::Arguments<'_>) {
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        // As a program that the signal of a closed pipe ends.
+        std::process::exit(141);
+    }
+}
+
+/// Containers that are looked at with the store opened once. A process has addresses for some hundred.
+const AT_A_TIME: usize = 64;
+
+/// Opens a store to look at it: it must be there, and stabilises nothing by itself.
+fn open(dir: &Path) -> Result<Store, OpenError> {
+    Store::open_with(dir, &Options::new().create(false).interval(None))
 }
 
 /// Whether all was well, or why the command could not be carried out.

@@ -4,36 +4,39 @@
 use std::path::Path;
 
 use indicatif::ProgressBar;
-use stead::{CheckReport, Options, Store};
+use stead::{CheckReport, Store};
 
 use crate::Outcome;
 use crate::units::bytes;
 
 pub(crate) fn run(dir: &Path, leaks: bool) -> Outcome {
-    let options = Options::new().create(false).interval(None);
-    let store = Store::open_with(dir, &options)?;
+    let mut store = crate::open(dir)?;
     let mut all_well = blocks(&store)?;
     // A container that has damaged pages is not walked: touching such a page ends the process.
     let damaged = !all_well;
     let system = store.site().verify_system()?;
     all_well &= pointers("(system)", &system, leaks);
-    for name in store.names() {
+    for names in store.names().chunks(crate::AT_A_TIME) {
         if damaged {
-            println!("container {name:?}: pointers not followed, since the store is damaged");
+            crate::say!("containers {names:?}: pointers not followed, since the store is damaged");
             continue;
         }
-        match store.site().existing(&name) {
-            Ok(opened) => {
-                let report = store.site().verify_container(&opened)?;
-                all_well &= pointers(&name, &report, leaks);
-            }
-            Err(error) => {
-                all_well = false;
-                println!("{error}");
+        for name in names {
+            match store.site().existing(name) {
+                Ok(opened) => {
+                    let report = store.site().verify_container(&opened)?;
+                    all_well &= pointers(name, &report, leaks);
+                }
+                Err(error) => {
+                    all_well = false;
+                    crate::say!("{error}");
+                }
             }
         }
+        drop(store);
+        store = crate::open(dir)?;
     }
-    println!("{}", if all_well { "all is well" } else { "NOT all is well" });
+    crate::say!("{}", if all_well { "all is well" } else { "NOT all is well" });
     Ok(all_well)
 }
 
@@ -46,7 +49,7 @@ fn blocks(store: &Store) -> Result<bool, Box<dyn std::error::Error>> {
     })?;
     bar.finish_and_clear();
     let b = &verified.blocks;
-    println!(
+    crate::say!(
         "blocks of 4 KiB: {} = {} images + {} map + {} free + {} soon free + {} headers and replaced",
         b.whole,
         b.images,
@@ -56,17 +59,17 @@ fn blocks(store: &Store) -> Result<bool, Box<dyn std::error::Error>> {
         b.header + b.other
     );
     for damage in &verified.damages {
-        println!("DAMAGED: {damage}");
+        crate::say!("DAMAGED: {damage}");
     }
     for lost in &verified.miscounted {
-        println!("MISCOUNTED: {lost}");
+        crate::say!("MISCOUNTED: {lost}");
     }
     Ok(verified.is_clean())
 }
 
 /// Prints what a walk through a container found. Whether it is sound.
 fn pointers(name: &str, report: &CheckReport, leaks: bool) -> bool {
-    println!(
+    crate::say!(
         "container {name:?}: {} allocations, {} pointers, {} live, {} free, {} lost",
         report.live_allocations,
         report.pointers,
@@ -75,7 +78,7 @@ fn pointers(name: &str, report: &CheckReport, leaks: bool) -> bool {
         bytes(report.lost_bytes)
     );
     if report.leaked_allocations > 0 {
-        println!(
+        crate::say!(
             "  {} allocations ({}) that no pointer reaches",
             report.leaked_allocations,
             bytes(report.leaked_bytes)
@@ -83,11 +86,11 @@ fn pointers(name: &str, report: &CheckReport, leaks: bool) -> bool {
     }
     if leaks {
         for leak in &report.leaks {
-            println!("  {} at {}: {} bytes", leak.ty, leak.address, leak.bytes);
+            crate::say!("  {} at {}: {} bytes", leak.ty, leak.address, leak.bytes);
         }
     }
     if let Some(bad) = &report.first_bad {
-        println!("  BROKEN: {bad}");
+        crate::say!("  BROKEN: {bad}");
     }
     report.is_clean()
 }

@@ -4,8 +4,8 @@ use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{
-    Data, DataEnum, DataStruct, DeriveInput, Error, Fields, Ident, Index, Lifetime, Member, Result,
-    Type, parse_quote,
+    Data, DataEnum, DataStruct, DeriveInput, Error, Fields, Index, Lifetime, Member, Result, Type,
+    parse_quote,
 };
 
 use crate::attributes::Attributes;
@@ -279,7 +279,9 @@ fn enumeration(
             format!("`{name}` has no variants, so no value to store"),
         ));
     }
-    let tag: Ident = format_ident!("u{}", u32::from(tag_bytes) * 8);
+    // By its full path: a program may have a type called `u32`.
+    let tag = format_ident!("u{}", u32::from(tag_bytes) * 8);
+    let tag = quote!(::core::primitive::#tag);
 
     let mut all_types: Vec<&Type> = Vec::new();
     let mut variants = Vec::new();

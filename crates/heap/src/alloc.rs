@@ -636,13 +636,14 @@ impl Shared {
         if w as usize >= self.span / WINDOW_SIZE {
             return true;
         }
+        // Looked at first: a new window's header is written before window 0 says that it is assigned.
+        if page < FIRST_PAGE {
+            return false;
+        }
         // SAFETY: window 0 is always mapped.
         let zero = unsafe { header(self.base) };
         if zero.clusters[w as usize].load(Relaxed) == UNASSIGNED {
             return true;
-        }
-        if page < FIRST_PAGE {
-            return false;
         }
         // SAFETY: an assigned window is mapped.
         let (header, d) = unsafe { (header(self.window(w)), descriptor(self.window(w), page)) };

@@ -122,11 +122,10 @@ impl<T: StableHash> StableHash for [T] {
     }
 }
 
+/// As the slice of its elements, by which a key can be looked up.
 impl<T: StableHash, const N: usize> StableHash for [T; N] {
     fn stable_hash(&self, hasher: &mut StableHasher) {
-        for element in self {
-            element.stable_hash(hasher);
-        }
+        self[..].stable_hash(hasher);
     }
 }
 
@@ -155,6 +154,7 @@ mod tests {
     fn hashes_are_a_format() {
         assert_eq!(stable_hash(0, &0u64), stable_hash(0, &0u8));
         assert_eq!(stable_hash(1, &7u64), 0x2237_91c1_443b_3e74);
+        assert_eq!(stable_hash(1, &[1u16, 2, 3]), stable_hash(1, &[1u16, 2, 3][..]));
         assert_eq!(stable_hash(1, "stead"), 0x9c26_a92f_a009_d15f);
         assert_eq!(stable_hash(1, "a longer key of some length"), 0x4a8b_2fe9_073e_aff3);
     }

@@ -464,18 +464,29 @@ pub fn section_open() -> Open {
     unsafe { (*journal).open() }
 }
 
-/// Ages are given to threads in blocks, so that sections with locks share no counter. They stay a total
-/// order, and a section that keeps its age becomes the oldest in time.
+/// Deaths of sections so far: see [`note_death`].
+static DEATHS: AtomicU64 = AtomicU64::new(0);
+
+/// A section gave way to an older one. What is left of the blocks of ages is given up: sections that begin
+/// from now on are younger than the one that died, so that it is soon the oldest, and gets its locks.
+#[cold]
+pub(crate) fn note_death() {
+    DEATHS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Ages are given to threads in blocks, so that sections with locks share no counter while none of them dies.
+/// They stay a total order, and a section that keeps its age becomes the oldest in time.
 fn next_age() -> u32 {
     const BLOCK: u64 = 64;
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    thread_local! { static MINE: Cell<u64> = const { Cell::new(0) } }
-    let mut age = MINE.get();
-    if age.is_multiple_of(BLOCK) {
+    thread_local! { static MINE: Cell<(u64, u64)> = const { Cell::new((0, 0)) } }
+    let (mut age, deaths_seen) = MINE.get();
+    let deaths = DEATHS.load(Ordering::Relaxed);
+    if age.is_multiple_of(BLOCK) || deaths != deaths_seen {
         age = NEXT.fetch_add(BLOCK, Ordering::Relaxed);
     }
     // 0 says "none yet", so ages count from 1 in each block, and one number of a block stays unused.
     age += 1;
-    MINE.set(if age % BLOCK == BLOCK - 1 { 0 } else { age });
+    MINE.set((if age % BLOCK == BLOCK - 1 { 0 } else { age }, deaths));
     age as u32
 }

@@ -18,7 +18,7 @@ use rustix::thread::futex;
 
 use crate::alloc::Shared;
 use crate::error::LockError;
-use crate::journal::{Hold, Journal, Mode};
+use crate::journal::{Hold, Journal, Mode, note_death};
 use crate::planted::{self, Bug};
 use crate::section::Locker;
 
@@ -132,6 +132,7 @@ fn upgrade(journal: &Journal, word: &AtomicU64, at: u32) -> Result<u32, LockErro
         }
     }
     journal.busy.set(word);
+    note_death();
     Err(LockError::Deadlock)
 }
 
@@ -165,6 +166,7 @@ fn wait_and_take(journal: &Journal, word: &AtomicU64, want: Mode) -> Result<(), 
         let may_wait = holds_none || (state & WRITER != 0 && younger((seen >> 32) as u32));
         if !may_wait {
             journal.busy.set(word);
+            note_death();
             return Err(LockError::Deadlock);
         }
         if spins < SPINS {
@@ -266,6 +268,9 @@ fn release(hold: &mut Hold) {
 /// that was undone for it does not come back too early.
 pub(crate) fn wait_free(shared: &Shared, busy: BusyLock) {
     if !shared.contains(busy.word.wrapping_sub(shared.shadow_offset)) {
+        // A lock of another container, met in a reading section inside: its arena may be gone, so its word
+        // cannot be looked at. Some time is what can be given to it.
+        std::thread::sleep(std::time::Duration::from_millis(1));
         return;
     }
     // SAFETY: a state word of this arena, whose shadow is mapped while it is open.

@@ -196,6 +196,12 @@ impl Opened {
         self.place.reservation.base()
     }
 
+    /// Its clusters by number, with the windows of each (A2).
+    #[must_use]
+    pub fn clusters(&self) -> Vec<(u16, Vec<u32>)> {
+        self.place.windows_of().into_iter().collect()
+    }
+
     /// What type its root has; `None` while it has no root.
     #[must_use]
     pub fn root_type(&self) -> Option<TypeDescription> {

@@ -216,7 +216,7 @@ pub enum StabiliseError {
     #[error("stabilise() inside a section: it would wait for that section to end; call it after")]
     InSection,
     /// Sections stayed open longer than the stabilisation was to wait.
-    #[error("sections stayed open: {0}")]
+    #[error("{0}")]
     Held(Held),
     /// The record could not be written: disk full, or an error of the disk.
     #[error(transparent)]

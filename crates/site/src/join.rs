@@ -8,8 +8,8 @@ use std::sync::Arc;
 use stead_heap::{
     Arena, Attempt, Ended, Exclusive, Ground, GroundError, InitRootError, Read, Root, Tx, Write,
 };
-use stead_memory::{Gate, Reason, close_writers};
-use stead_model::{Address, PAGE_SIZE, PageRange};
+use stead_memory::{Closed, Gate, Reason, close_writers};
+use stead_model::{Address, PAGE_SIZE, PageNo, PageRange};
 
 use crate::container::{Opened, Place};
 use crate::error::{ContainerError, SectionError};
@@ -18,7 +18,7 @@ use crate::error::{ContainerError, SectionError};
 const ASK_BYTES_MAX: usize = 4 << 20;
 
 /// How often a section that met a deadlock is tried again before its error is the caller's.
-const ATTEMPTS_MAX: u32 = 64;
+const ATTEMPTS_MAX: u32 = 256;
 
 // SAFETY: base and window_count are those of the reservation, which nothing else of this process can
 // occupy while `Place` holds it, and the heap keeps the `Place` alive. Every window that the
@@ -51,6 +51,20 @@ unsafe impl Ground for Place {
 
     fn assign(&self, first_window: u32, count: u32, cluster: u16) -> Result<(), GroundError> {
         Place::assign(self, first_window, count, cluster)
+    }
+}
+
+/// Copies whole pages from where they are mapped, which takes half the time of reading their file. The gates
+/// of all containers are closed: nobody writes meanwhile.
+pub(crate) fn copy_still(place: &Place, _all: &Closed<'_>, first: PageNo, into: &mut [u8]) {
+    let address = first.address(place.reservation.base());
+    assert!(place.cluster_of(first).is_some(), "a dirty page is a page of a cluster");
+    // SAFETY: the pages were found dirty, so they lie in windows that are mapped while `place` lives; no
+    // mutating section is open while `_all` is, and nobody else writes to a container; `into` is memory of
+    // this process that is borrowed for writing, and so no part of one.
+    unsafe {
+        let from = std::ptr::with_exposed_provenance::<u8>(address.0);
+        std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len());
     }
 }
 

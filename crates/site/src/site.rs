@@ -239,9 +239,6 @@ impl Site {
                 .map_or(self.shared.store.header().created, |e| e.created_unix_s()),
             stored_bytes: stored * PAGE_SIZE as u64,
             resident_bytes: resident.map(|pages| pages * PAGE_SIZE as u64),
-            clusters: opened
-                .map(|o| o.place.windows_of().into_iter().collect())
-                .unwrap_or_default(),
         }
     }
 
@@ -373,12 +370,16 @@ impl Drop for Threads {
     }
 }
 
-fn stop(shared: &Shared, threads: Vec<JoinHandle<()>>) {
-    shared.stopping.store(true, Ordering::Release);
-    shared.wake_background();
-    shared.space.wake_poll();
-    for thread in threads {
-        // A thread that panicked has said so; there is nothing left to stop.
+/// Stops the threads, the last started first: the rounds may still touch pages, which the fault loop serves.
+fn stop(shared: &Shared, mut threads: Vec<JoinHandle<()>>) {
+    while let Some(thread) = threads.pop() {
+        if threads.is_empty() {
+            shared.faults_stopping.store(true, Ordering::Release);
+        }
+        shared.stopping.store(true, Ordering::Release);
+        shared.wake_background();
+        shared.space.wake_poll();
+        // A thread that panicked has ended the process.
         let _ = thread.join();
     }
 }
@@ -386,8 +387,12 @@ fn stop(shared: &Shared, threads: Vec<JoinHandle<()>>) {
 fn open_store(dir: &Path, create: bool, space: &Space) -> Result<(Store, OpenReport), OpenError> {
     if create && Store::is_vacant(dir) {
         let base_window = free_window(space);
-        let store = Store::create(dir, &CreateOptions { base_window, ..CreateOptions::default() })?;
-        return Ok((store, OpenReport::default()));
+        match Store::create(dir, &CreateOptions { base_window, ..CreateOptions::default() }) {
+            Ok(store) => return Ok((store, OpenReport::default())),
+            // Another process was quicker.
+            Err(stead_store::CreateError::Exists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(Store::open(dir)?)
 }

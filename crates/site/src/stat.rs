@@ -43,8 +43,6 @@ pub struct ContainerStat {
     pub stored_bytes: u64,
     /// Bytes of its pages that are in memory; `None` if it is not open here.
     pub resident_bytes: Option<u64>,
-    /// The windows of each of its clusters; empty if it is not open here.
-    pub clusters: Vec<(u16, Vec<u32>)>,
 }
 
 /// What happened since the store was opened here.

@@ -1,6 +1,7 @@
 //! A container as a program sees it: its sections. Read [`Container`] first.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use stead_heap::{Exclusive, Read, Root, Write};
@@ -11,10 +12,20 @@ use crate::error::Error;
 
 /// A container whose root is an `R`, at the same address for life. Cheap to clone, and to share
 /// between threads; the store stays open while one is held.
+///
+/// Sections must be short: while a stabilisation waits for an open one to end, no other thread can begin to
+/// write. They must also end: nothing is stable before they do.
+///
+/// After a `fork` the child has no containers: touching one ends it with SIGSEGV. Open the store in the child,
+/// after the parent has closed it, or start a program of its own.
 pub struct Container<R> {
     inner: Typed<R>,
     site: Arc<Site>,
 }
+
+// A panic inside a section undoes it, and none can come in between outside of one.
+impl<R> UnwindSafe for Container<R> {}
+impl<R> RefUnwindSafe for Container<R> {}
 
 impl<R> Clone for Container<R> {
     fn clone(&self) -> Self {
@@ -66,7 +77,7 @@ impl<R: Root> Container<R> {
     /// A section that changes things through locks, counters and `tx`, side by side with other
     /// threads. It happens whole or not at all: `Err` or a panic undoes it. When it
     /// met a deadlock with another section and returned the error of the lock, it is undone and called
-    /// again, 64 times at most.
+    /// again, 256 times at most.
     ///
     /// # Errors
     /// The closure's own; or [`SectionError`] if this thread has a section open.
@@ -94,7 +105,8 @@ impl<R: Root> Container<R> {
 
     /// Waits until `f` returns a value. `f` runs in a section like that of [`Container::write`]; when
     /// it returns `Ok(None)` the section is undone, and `f` is called again after another
-    /// section has changed the container. No section is open while it waits.
+    /// section has changed this container. No section is open while it waits. What happens outside of
+    /// this container, and counters changed by a section that is undone, wake nobody.
     ///
     /// ```no_run
     /// # use stead::*;

@@ -1,6 +1,7 @@
 //! A store as a program sees it: open it, take containers from it, make them stable. Read [`open`]
 //! first.
 
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +21,21 @@ pub use stead_site::Stable;
 pub type Options = OpenOptions;
 
 /// A store that is open in this process. Cheap to clone. When the last clone and the last
-/// [`Container`] of it are dropped, it is stabilised and closed.
+/// [`Container`] of it are dropped, it is stabilised and closed; what goes wrong then, or in a stabilisation of
+/// the background, is said on standard error. [`Store::close`] and [`Store::stabilise`] return it.
 #[derive(Clone, Debug)]
 pub struct Store {
     site: Arc<Site>,
 }
 
-/// Opens the store in a directory; makes one where the directory is missing or empty.
+// Whatever a panic interrupts in a section is undone.
+impl UnwindSafe for Store {}
+impl RefUnwindSafe for Store {}
+
+/// Opens the store in a directory; makes one where the directory is missing (not its parents) or empty.
+///
+/// Addresses of a store are chosen at random when it is made. Two stores of different programs may have chosen
+/// the same ones; then they cannot be open in one process at a time, and the message says so.
 ///
 /// # Errors
 /// If the directory holds something else or cannot be used, if another process has the store open

@@ -28,7 +28,7 @@ pub(crate) fn serve(shared: &Shared) {
         installs: Vec::with_capacity(STREAM as usize * 2),
     };
     let mut batch = FaultBatch::new(BATCH);
-    while !shared.stopping.load(Ordering::Acquire) {
+    while !shared.faults_stopping.load(Ordering::Acquire) {
         if let Err(error) = shared.space.poll(&mut batch, None) {
             end_process(format_args!("page faults can no longer be read: {error}"));
         }
@@ -134,7 +134,7 @@ impl Server<'_> {
         if let Err(error) = self.shared.store.read_run(first, &mut self.images[..PAGE_SIZE]) {
             let address = page.address(served.base);
             say(format_args!(
-                "container {:?} ({}): the page at {address} cannot be used: {error}. The thread that touched it \
+                "container {:?} ({}): the page at {address} cannot be used: {error}. The process that touched it \
                  ends with SIGBUS. `stead verify {}` lists all damage.",
                 served.name,
                 served.container,

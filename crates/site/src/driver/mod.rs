@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     /// The process that opened the store; a forked child is another.
     pub(crate) process: u32,
     pub(crate) stopping: AtomicBool,
+    /// Set when nothing but the fault loop is left to stop.
+    pub(crate) faults_stopping: AtomicBool,
     opened: Mutex<BTreeMap<ContainerId, Arc<Opened>>>,
     started: Instant,
     /// Set to wake the background thread before its time.
@@ -48,6 +50,7 @@ impl Shared {
             rounds,
             process: std::process::id(),
             stopping: AtomicBool::new(false),
+            faults_stopping: AtomicBool::new(false),
             opened: Mutex::default(),
             started: Instant::now(),
             wake: Mutex::new(false),

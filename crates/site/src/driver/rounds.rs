@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use stead_memory::{CloseError, Closed, Gate, Scan, close_writers};
+use stead_memory::{CloseError, Closed, FrameError, Gate, Scan, close_writers};
 use stead_model::{PAGE_SIZE, PageId, PageNo, PageRange};
 use stead_store::{Batch, Committed};
 
 use super::Shared;
 use crate::container::Opened;
 use crate::error::StabiliseError;
+use crate::join::copy_still;
 use crate::site::say_lost;
 use crate::step::rounds::{Effect, Event, Pace, Rounds, Stable, Wish};
 
@@ -147,7 +148,7 @@ impl RoundTable {
         loop {
             let event = match effect {
                 Effect::PreCopy => {
-                    let copied = self.copy_dirty(state, &containers);
+                    let copied = self.copy_dirty(state, &containers, None);
                     match copied {
                         Ok(page_count) => Event::PreCopied { page_count },
                         // What could not be copied is dirty still, as nothing was taken from the
@@ -174,7 +175,8 @@ impl RoundTable {
                 }
                 Effect::Capture => {
                     self.take_freed(state, &containers);
-                    match self.copy_dirty(state, &containers) {
+                    let all = closed.as_ref().map(|(all, _)| all);
+                    match self.copy_dirty(state, &containers, all) {
                         Ok(page_count) => Event::Captured { page_count },
                         Err(error) => {
                             self.open(&mut closed);
@@ -230,11 +232,12 @@ impl RoundTable {
     }
 
     /// Copies the dirty pages of all containers into the batch, and protects them. How many there
-    /// were.
+    /// were. `closed` while nobody writes to them.
     fn copy_dirty(
         &self,
         state: &mut RoundState,
         containers: &[Arc<Opened>],
+        closed: Option<&Closed<'_>>,
     ) -> Result<u64, StabiliseError> {
         let mut page_count = 0;
         let mut scanning = Duration::ZERO;
@@ -245,7 +248,14 @@ impl RoundTable {
                 cluster.scan_all(Scan::Protect, &mut state.dirty)?;
                 scanning += began.elapsed();
                 for (done, &range) in state.dirty.iter().enumerate() {
-                    let copied = copy_range(&mut state.batch, container, &cluster, range);
+                    let batch = &mut state.batch;
+                    let copied = copy_range(batch, container, range, |page, into| match closed {
+                        Some(closed) => {
+                            copy_still(&container.place, closed, page, into);
+                            Ok(())
+                        }
+                        None => cluster.read_frames(page, into),
+                    });
                     match copied {
                         Ok(n) => page_count += n,
                         Err(error) => {
@@ -283,9 +293,9 @@ impl RoundTable {
 fn copy_range(
     batch: &mut Batch,
     container: &Opened,
-    cluster: &stead_memory::Cluster,
     range: PageRange,
-) -> Result<u64, stead_memory::FrameError> {
+    mut copy: impl FnMut(PageNo, &mut [u8]) -> Result<(), FrameError>,
+) -> Result<u64, FrameError> {
     let mut page_count = 0;
     let mut at = range.start;
     while at < range.end {
@@ -300,7 +310,7 @@ fn copy_range(
         let first = PageId { container: container.id(), page: PageNo(at) };
         batch.try_push_run(first, end - at, |page, into| {
             debug_assert_eq!(into.len() % PAGE_SIZE, 0);
-            cluster.read_frames(page, into)
+            copy(page, into)
         })?;
         page_count += end - at;
         at = end;
