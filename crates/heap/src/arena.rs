@@ -479,7 +479,7 @@ fn call_exclusive<R: Root, T, E>(
 struct OpenSection<'a> {
     journal: NonNull<Journal>,
     shared: &'a Arc<Shared>,
-    number: u32,
+    number: u64,
 }
 
 impl<'a> OpenSection<'a> {
@@ -559,7 +559,7 @@ impl Drop for OpenSection<'_> {
 /// A reading section that is open.
 struct OpenReading {
     journal: NonNull<Journal>,
-    number: u32,
+    number: u64,
 }
 
 impl OpenReading {

@@ -39,7 +39,7 @@ pub(crate) struct Hold {
     /// Its state; none for a lock that is not in the container but in a value on the stack.
     pub(crate) word: *const AtomicU64,
     /// The section that holds it.
-    pub(crate) section: u32,
+    pub(crate) section: u64,
     pub(crate) mode: Mode,
     /// Guards that live: a number of reading ones, or -1 for a writing one.
     pub(crate) guards: i32,
@@ -60,7 +60,7 @@ pub(crate) struct Journal {
     touched: Cell<bool>,
     readers: Cell<u32>,
     /// Number of the section opened last.
-    serial: Cell<u32>,
+    serial: Cell<u64>,
     /// Of the outermost section; 0 until it asks for a lock.
     age: Cell<u32>,
     /// Container of the mutating section: first address, bytes.
@@ -164,7 +164,7 @@ impl Journal {
     /// # Panics
     /// If any section is open: the caller did not look.
     #[inline(always)]
-    pub(crate) fn begin_mutating(&self, open: Open, base: usize, span: usize, age: u32) -> u32 {
+    pub(crate) fn begin_mutating(&self, open: Open, base: usize, span: usize, age: u32) -> u64 {
         if self.open() != Open::Nothing {
             already_open(self.open());
         }
@@ -177,7 +177,7 @@ impl Journal {
     }
 
     #[inline(always)]
-    pub(crate) fn begin_reading(&self) -> u32 {
+    pub(crate) fn begin_reading(&self) -> u64 {
         if self.readers.get() == 0 && self.open.get() == Open::Nothing {
             self.age.set(0);
         }
@@ -187,7 +187,7 @@ impl Journal {
 
     /// Ends a reading section and releases the locks that it took.
     #[inline(always)]
-    pub(crate) fn end_reading(&self, section: u32) {
+    pub(crate) fn end_reading(&self, section: u64) {
         self.readers.set(self.readers.get() - 1);
         // SAFETY: only this thread comes here, and nothing is done with the reference but this.
         if unsafe { !(*self.holds.get()).is_empty() } {
@@ -199,7 +199,7 @@ impl Journal {
     }
 
     #[inline(always)]
-    fn next_serial(&self) -> u32 {
+    fn next_serial(&self) -> u64 {
         let serial = self.serial.get().wrapping_add(1);
         self.serial.set(serial);
         serial

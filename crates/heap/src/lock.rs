@@ -101,7 +101,8 @@ fn held_already(locker: &Locker<'_>, address: usize, want: Mode) -> Result<Held,
     let Some(at) = mine else { return Ok(Held::New) };
     let hold = &mut holds[at];
     match want {
-        Mode::Read if hold.guards >= 0 => {
+        // As many guards as can be counted: forgotten ones are counted too.
+        Mode::Read if (0..i32::MAX).contains(&hold.guards) => {
             hold.guards += 1;
             Ok(Held::Again(at as u32))
         }
@@ -202,7 +203,7 @@ fn push_hold(
     journal: &Journal,
     lock: usize,
     word: *const AtomicU64,
-    section: u32,
+    section: u64,
     mode: Mode,
 ) -> u32 {
     journal.touch();
@@ -225,7 +226,7 @@ pub(crate) fn guard_dropped(journal: &Journal, at: u32) {
 }
 
 /// Releases all locks of a section.
-pub(crate) fn release_all(journal: &Journal, section: u32) {
+pub(crate) fn release_all(journal: &Journal, section: u64) {
     // SAFETY: only this thread touches the list, and nothing here calls out.
     let holds = unsafe { &mut *journal.holds.get() };
     for hold in holds.iter_mut().filter(|h| h.section == section) {

@@ -33,7 +33,7 @@ pub struct Tx<'s> {
     journal: NonNull<Journal>,
     /// The arena outlives the section.
     shared: NonNull<Arc<Shared>>,
-    section: u32,
+    section: u64,
     brand: Brand<'s>,
     /// Neither `Send` nor `Sync`: the journal is this thread's.
     here: PhantomData<*const ()>,
@@ -52,7 +52,7 @@ pub struct Exclusive<'s>(Tx<'s>);
 pub struct Read<'s> {
     journal: NonNull<Journal>,
     shared: NonNull<Arc<Shared>>,
-    section: u32,
+    section: u64,
     brand: Brand<'s>,
     here: PhantomData<*const ()>,
 }
@@ -154,7 +154,7 @@ impl<'s> TakeReadLocks<'s> for Read<'s> {
 pub struct Locker<'s> {
     pub(crate) journal: NonNull<Journal>,
     pub(crate) shared: NonNull<Arc<Shared>>,
-    pub(crate) section: u32,
+    pub(crate) section: u64,
     brand: Brand<'s>,
 }
 
@@ -200,7 +200,7 @@ impl<'s> Tx<'s> {
     pub(crate) unsafe fn new(
         journal: NonNull<Journal>,
         shared: &Arc<Shared>,
-        section: u32,
+        section: u64,
     ) -> Self {
         Tx {
             journal,
@@ -417,7 +417,7 @@ impl<'s> Read<'s> {
     pub(crate) unsafe fn new(
         journal: NonNull<Journal>,
         shared: &Arc<Shared>,
-        section: u32,
+        section: u64,
     ) -> Self {
         Read {
             journal,

@@ -146,6 +146,9 @@ fn a_store_that_is_held() {
     let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("> ")));
     refused(&dir, &[&child.id().to_string(), "process"]);
+    // Somebody takes the file for a stale one: the log itself is locked too.
+    fs::remove_file(dir.join("lock")).unwrap();
+    refused(&dir, &[&child.id().to_string(), "process"]);
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(sum(&dir), 45, "the dead holder's lock is gone with it");

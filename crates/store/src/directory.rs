@@ -104,6 +104,11 @@ impl Store {
                 });
             }
         };
+        // Nobody else has had time to.
+        lock_log(&medium, dir).map_err(|error| match error {
+            LockError::Held(held) => CreateError::Held(held),
+            LockError::Io(source) => io_error(&log, "locking")(source),
+        })?;
         let (store, _) = open_at(Arc::new(medium), &log, Some(lock))
             .map_err(|error| io_error(&log, "opening anew")(io::Error::other(error.to_string())))?;
         Ok(store)
@@ -182,7 +187,23 @@ impl Store {
             LockError::Io(source) => io_error(&dir.join(LOCK), "locking")(source),
         })?;
         let medium = FileMedium::open(&log).map_err(io_error(&log, "opening"))?;
-        open_at(Arc::new(medium), &log, Some(lock))
+        match lock_log(&medium, dir) {
+            Ok(()) => open_at(Arc::new(medium), &log, Some(lock)),
+            Err(LockError::Held(held)) => Err(OpenError::Held(held)),
+            Err(LockError::Io(source)) => Err(io_error(&log, "locking")(source)),
+        }
+    }
+}
+
+/// Locks the log as well: the file `lock` looks as if it could be deleted.
+fn lock_log(medium: &FileMedium, dir: &Path) -> Result<(), LockError> {
+    let file = medium.file();
+    match fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::AGAIN | Errno::ACCESS) => {
+            Err(LockError::Held(Held { dir: dir.into(), pid: holder(file), this_process: false }))
+        }
+        Err(error) => Err(LockError::Io(error.into())),
     }
 }
 

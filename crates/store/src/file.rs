@@ -54,6 +54,11 @@ impl FileMedium {
         Self::with(path, OpenOptions::new().read(true).write(true), false)
     }
 
+    /// The file, for a lock on it.
+    pub(crate) fn file(&self) -> &File {
+        &self.buffered
+    }
+
     fn with(path: &Path, options: &OpenOptions, try_direct: bool) -> io::Result<Self> {
         let buffered = options.open(path)?;
         let direct = if try_direct { open_direct(path)? } else { None };
