@@ -115,7 +115,8 @@ impl Site {
     fn own_fault(&mut self, key: PageKey, write: bool, turn: &mut Turn) {
         let mut page = self.load(key);
         let unfinished = self.busy.get(key).is_some_and(|b| !b.acks.is_empty());
-        if unfinished || (write && page.due) {
+        if unfinished || (write && page.due) || !self.rebuild.is_over() {
+            // During a rebuild everything stays as it was reported (I8).
             let number = self.next_number();
             let due = turn.now + self.config.retry_us;
             self.busy.entry(key).want =
@@ -308,6 +309,9 @@ impl Site {
             let page = self.load(key);
             let Some(busy) = self.busy.get(key) else { return };
             let Some(policy) = self.policy(key) else { return };
+            if policy != Policy::Lock && !self.rebuild.is_over() {
+                return;
+            }
             if !page.own || !busy.acks.is_empty() || busy.install != Access::None {
                 break;
             }
