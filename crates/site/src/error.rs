@@ -224,9 +224,6 @@ pub enum StabiliseError {
     /// Which pages are dirty could not be found.
     #[error("dirty pages could not be found: {0}")]
     Scan(#[from] ScanError),
-    /// A page could not be copied.
-    #[error("a dirty page could not be copied: {0}")]
-    Copy(#[from] stead_memory::FrameError),
     /// The store was opened before this process was forked off.
     #[error("this process was forked from the one that opened the store; open it here after fork")]
     Forked,

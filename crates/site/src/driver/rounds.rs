@@ -2,18 +2,19 @@
 //! (B1, B4, B5, B8). In which order is decided in `step::rounds`. Runs on the thread that asked for it, never
 //! on the fault loop. Read [`RoundTable::stabilise`] first.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use stead_memory::{CloseError, Closed, FrameError, Gate, Scan, close_writers};
-use stead_model::{PAGE_SIZE, PageId, PageNo, PageRange};
+use stead_memory::{CloseError, Closed, Gate, Scan, close_writers};
+use stead_model::{PageId, PageNo, PageRange};
 use stead_store::{Batch, Committed};
 
 use super::Shared;
 use crate::container::Opened;
 use crate::error::StabiliseError;
-use crate::join::copy_still;
+use crate::join::copy_mapped;
 use crate::site::say_lost;
 use crate::step::rounds::{Effect, Event, Pace, Rounds, Stable, Wish};
 
@@ -148,11 +149,10 @@ impl RoundTable {
         loop {
             let event = match effect {
                 Effect::PreCopy => {
-                    let copied = self.copy_dirty(state, &containers, None);
+                    let copied = self.copy_dirty(state, &containers);
                     match copied {
                         Ok(page_count) => Event::PreCopied { page_count },
-                        // What could not be copied is dirty still, as nothing was taken from the
-                        // dirty set that is not in the batch: the capture meets the same error.
+                        // What could not be searched is dirty still: the capture meets the same error.
                         Err(_) => Event::PreCopied { page_count: 0 },
                     }
                 }
@@ -175,8 +175,7 @@ impl RoundTable {
                 }
                 Effect::Capture => {
                     self.take_freed(state, &containers);
-                    let all = closed.as_ref().map(|(all, _)| all);
-                    match self.copy_dirty(state, &containers, all) {
+                    match self.copy_dirty(state, &containers) {
                         Ok(page_count) => Event::Captured { page_count },
                         Err(error) => {
                             self.open(&mut closed);
@@ -232,12 +231,11 @@ impl RoundTable {
     }
 
     /// Copies the dirty pages of all containers into the batch, and protects them. How many there
-    /// were. `closed` while nobody writes to them.
+    /// were.
     fn copy_dirty(
         &self,
         state: &mut RoundState,
         containers: &[Arc<Opened>],
-        closed: Option<&Closed<'_>>,
     ) -> Result<u64, StabiliseError> {
         let mut page_count = 0;
         let mut scanning = Duration::ZERO;
@@ -247,24 +245,8 @@ impl RoundTable {
                 let began = Instant::now();
                 cluster.scan_all(Scan::Protect, &mut state.dirty)?;
                 scanning += began.elapsed();
-                for (done, &range) in state.dirty.iter().enumerate() {
-                    let batch = &mut state.batch;
-                    let copied = copy_range(batch, container, range, |page, into| match closed {
-                        Some(closed) => {
-                            copy_still(&container.place, closed, page, into);
-                            Ok(())
-                        }
-                        None => cluster.read_frames(page, into),
-                    });
-                    match copied {
-                        Ok(n) => page_count += n,
-                        Err(error) => {
-                            for &rest in &state.dirty[done..] {
-                                cluster.mark_dirty(rest);
-                            }
-                            return Err(error.into());
-                        }
-                    }
+                for &range in &state.dirty {
+                    page_count += copy_range(&mut state.batch, container, range);
                 }
             }
         }
@@ -290,12 +272,7 @@ impl RoundTable {
 }
 
 /// Copies the pages of a dirty run that hold something, run by run. How many.
-fn copy_range(
-    batch: &mut Batch,
-    container: &Opened,
-    range: PageRange,
-    mut copy: impl FnMut(PageNo, &mut [u8]) -> Result<(), FrameError>,
-) -> Result<u64, FrameError> {
+fn copy_range(batch: &mut Batch, container: &Opened, range: PageRange) -> u64 {
     let mut page_count = 0;
     let mut at = range.start;
     while at < range.end {
@@ -308,14 +285,17 @@ fn copy_range(
             end += 1;
         }
         let first = PageId { container: container.id(), page: PageNo(at) };
-        batch.try_push_run(first, end - at, |page, into| {
-            debug_assert_eq!(into.len() % PAGE_SIZE, 0);
-            copy(page, into)
-        })?;
-        page_count += end - at;
+        let copied = batch.try_push_run(first, end - at, |page, into| {
+            copy_mapped(&container.place, page, into);
+            Ok::<(), Infallible>(())
+        });
+        match copied {
+            Ok(()) => page_count += end - at,
+            Err(never) => match never {},
+        }
         at = end;
     }
-    Ok(page_count)
+    page_count
 }
 
 impl RoundCounts {
