@@ -65,6 +65,12 @@ pub enum ContainerError {
     /// Not a name.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// The name under which the system container is shown.
+    #[error("the name {name:?} stands for the directory of containers itself: choose another")]
+    Reserved {
+        /// The name.
+        name: String,
+    },
     /// There is none of this name, and none was to be made.
     #[error("there is no container named {name:?} in this store")]
     Missing {

@@ -24,8 +24,7 @@ use crate::options::{ContainerOptions, OpenOptions};
 use crate::stat::{ContainerStat, Counters, SiteStat};
 use crate::step::rounds::Stable;
 
-/// The name under which the system container is reported. No container can be called so, since it is
-/// not looked up by name.
+/// The name under which the system container is reported, and which no other may have.
 const SYSTEM_NAME: &str = "(system)";
 
 /// How long an asked-for stabilisation lets its gates be closed before it gives up on open sections.
@@ -248,6 +247,9 @@ impl Site {
         make: Option<&ContainerOptions>,
     ) -> Result<Arc<Opened>, ContainerError> {
         let name = ContainerName::new(name)?.as_str();
+        if name == SYSTEM_NAME {
+            return Err(ContainerError::Reserved { name: name.to_owned() });
+        }
         if stead_memory::in_section() {
             return Err(ContainerError::InSection);
         }

@@ -206,6 +206,7 @@ fn names_and_addresses() {
     assert!(make("").unwrap_err().to_string().contains("empty"));
     assert!(make(&"x".repeat(256)).unwrap_err().to_string().contains("255"));
     assert!(make("a\tb").unwrap_err().to_string().contains("control"));
+    assert!(make("(system)").unwrap_err().to_string().contains("directory"));
     make(&"x".repeat(255)).unwrap();
     let all = ContainerOptions::new().address_bytes(1 << 60);
     let error = store
