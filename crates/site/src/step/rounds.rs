@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_gives_its_pages_back() {
+    fn after_a_failed_write_a_round_begins_anew() {
         let mut r = rounds();
         r.step(Duration::ZERO, Event::Begin(Wish::Asked { gate: 5 * MS }));
         r.step(Duration::ZERO, Event::Drained);
