@@ -79,4 +79,9 @@ impl<'s> Directory<'s> {
         self.by_name.insert(tx, name, entry)?;
         Ok(entry)
     }
+
+    /// Takes a container out.
+    pub(crate) fn remove(&mut self, tx: &Tx<'s>, name: &str) -> Option<Entry> {
+        self.by_name.remove(tx, name)
+    }
 }

@@ -189,6 +189,28 @@ pub enum ContainerError {
     },
 }
 
+/// A container was not removed, or not yet for good.
+#[derive(thiserror::Error, Debug)]
+pub enum RemoveError {
+    /// The name is none, or no container has it.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// Somebody in this process has it open.
+    #[error("container {name:?} is open in this process: drop what holds it before removing it")]
+    Open {
+        /// The container.
+        name: String,
+    },
+    /// It is out of the directory, but that is not stable yet: the next stabilisation that succeeds makes it so.
+    #[error("container {name:?} is removed in memory only: {source}")]
+    NotStable {
+        /// The container.
+        name: String,
+        /// Why.
+        source: StabiliseError,
+    },
+}
+
 /// A section could not be entered. Nothing was done.
 #[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
 pub enum SectionError {

@@ -1,6 +1,7 @@
 //! A store that is open in this process: its threads, its containers, its stabilisations. Read
 //! [`Site::open`] first.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
@@ -18,7 +19,7 @@ use stead_store::{CreateOptions, OpenReport, ReadError, Store, Stored, Verified,
 use crate::container::{Changes, Opened, Place};
 use crate::directory::{Directory, Entry};
 use crate::driver::{Shared, background, faults};
-use crate::error::{ContainerError, OpenError, StabiliseError};
+use crate::error::{ContainerError, OpenError, RemoveError, StabiliseError};
 use crate::join::Typed;
 use crate::options::{ContainerOptions, OpenOptions};
 use crate::stat::{ContainerStat, Counters, SiteStat};
@@ -37,6 +38,8 @@ pub struct Site {
     windows: Mutex<WindowAllocator>,
     threads: Vec<JoinHandle<()>>,
     report: OpenReport,
+    /// Whether what is not stable is to be forgotten at the end.
+    abandoned: AtomicBool,
 }
 
 impl fmt::Debug for Site {
@@ -74,7 +77,8 @@ impl Site {
         }
         threads.start("stead-rounds", background::run)?;
         let threads = std::mem::take(&mut threads.handles);
-        Ok(Site { shared, system, windows: Mutex::new(windows), threads, report })
+        let windows = Mutex::new(windows);
+        Ok(Site { shared, system, windows, threads, report, abandoned: AtomicBool::new(false) })
     }
 
     /// The store's directory.
@@ -124,6 +128,13 @@ impl Site {
         names
     }
 
+    /// The containers of which the store has pages, the system container included, whether the directory names them
+    /// or not: for checks.
+    #[must_use]
+    pub fn stored_containers(&self) -> Vec<ContainerId> {
+        self.shared.store.containers()
+    }
+
     /// Makes everything durable that sections have done before this call. `gate` is how long open
     /// sections may hold it up.
     ///
@@ -138,6 +149,63 @@ impl Site {
             return Err(StabiliseError::Forked);
         }
         self.shared.rounds.stabilise(&self.shared, gate)
+    }
+
+    /// Removes a container: its name, its pages, its addresses. Stable on return, together with everything that
+    /// sections have done before. It need not be readable.
+    ///
+    /// # Errors
+    /// If there is none of this name, if it is in use in this process, or if this cannot be made stable
+    /// now: then a later stabilisation does it.
+    pub fn remove(&self, name: &str, gate: Duration) -> Result<Stable, RemoveError> {
+        if stead_memory::in_section() {
+            return Err(ContainerError::InSection.into());
+        }
+        let not_stable = |source| RemoveError::NotStable { name: name.to_owned(), source };
+        if self.is_forked() {
+            return Err(not_stable(StabiliseError::Forked));
+        }
+        let name = ContainerName::new(name).map_err(ContainerError::from)?.as_str();
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = self.shared.rounds.stabilise_removal(&self.shared, gate, || {
+            let found = self
+                .system
+                .read(|directory, _| directory.get(name))
+                .map_err(|_| ContainerError::InSection)?;
+            let missing = || ContainerError::Missing { name: name.to_owned() };
+            let entry = found.ok_or_else(missing)?;
+            self.give_up(entry, name)?;
+            self.system
+                .exclusive(|directory, tx| Ok::<_, Infallible>(directory.remove(tx, name)))
+                .map_err(|_| ContainerError::InSection)?
+                .unwrap_or_else(|never| match never {});
+            if let Some(run) = entry.run() {
+                windows.release(run);
+            }
+            Ok::<_, RemoveError>(entry.id())
+        })?;
+        removed.map_err(not_stable)
+    }
+
+    /// Unmaps a container, if nobody but the site holds it.
+    fn give_up(&self, entry: Entry, name: &str) -> Result<(), RemoveError> {
+        let mut opened = self.shared.opened();
+        // New holders come through this map, which is locked, and rounds hold containers only while
+        // they have the lock that the caller has.
+        if opened.get(&entry.id()).is_some_and(|container| Arc::strong_count(container) > 1) {
+            return Err(RemoveError::Open { name: name.to_owned() });
+        }
+        let given_up = opened.remove(&entry.id());
+        drop(opened);
+        drop(given_up);
+        Ok(())
+    }
+
+    /// Has the site forget, when it is dropped, what is not stable by now, instead of stabilising it (B15).
+    /// No stabilisation follows this, in the background neither.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+        self.shared.rounds.end();
     }
 
     /// Checks every pointer of a container (A3) while no other section runs in it.
@@ -310,6 +378,11 @@ impl Drop for Site {
         if self.is_forked() {
             // The threads, the lock and the mappings are the parent's.
             std::mem::forget(std::mem::take(&mut self.threads));
+            return;
+        }
+        if self.abandoned.load(Ordering::Acquire) {
+            stop(&self.shared, std::mem::take(&mut self.threads));
+            self.shared.opened().clear();
             return;
         }
         let stabilised = if stead_memory::in_section() {

@@ -2,7 +2,7 @@
 //! own enum inside. Read [`Error`] first.
 
 use stead_heap::{AllocError, LockError};
-use stead_site::{ContainerError, OpenError, SectionError, StabiliseError};
+use stead_site::{ContainerError, OpenError, RemoveError, SectionError, StabiliseError};
 
 /// What stead's own calls and closures return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -23,6 +23,9 @@ pub enum Error {
     /// Nothing new became stable; nothing is lost either.
     #[error(transparent)]
     Stabilise(#[from] StabiliseError),
+    /// A container was not removed, or not yet for good.
+    #[error(transparent)]
+    Remove(#[from] RemoveError),
     /// Memory in a container could not be had.
     #[error(transparent)]
     Alloc(#[from] AllocError),

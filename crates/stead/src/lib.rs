@@ -75,7 +75,7 @@ pub use stead_heap::{
 pub use stead_model::Address;
 pub use stead_site::{CheckReport, Finding, Support};
 pub use stead_site::{
-    ContainerError, ContainerOptions, ContainerStat, Counters, OpenError, OpenOptions,
+    ContainerError, ContainerOptions, ContainerStat, Counters, OpenError, OpenOptions, RemoveError,
     SectionError, SiteStat, StabiliseError,
 };
 

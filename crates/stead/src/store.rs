@@ -9,7 +9,7 @@ use std::time::Duration;
 use stead_heap::{Root, Tx};
 use stead_site::site::GATE_DEFAULT;
 use stead_site::{
-    ContainerOptions, Counters, OpenError, OpenOptions, Site, SiteStat, StabiliseError,
+    ContainerOptions, Counters, OpenError, OpenOptions, RemoveError, Site, SiteStat, StabiliseError,
 };
 
 use crate::container::Container;
@@ -112,6 +112,23 @@ impl Store {
         self.stabilise()
     }
 
+    /// Closes the store without stabilising: everything since the last stabilisation, a background one included, is
+    /// forgotten, and opening the store again goes on from there (B15). Programs that want to go back to
+    /// states of their own choice open with [`Options::interval`] `None`.
+    ///
+    /// # Errors
+    /// The store itself, still open and as it was, while there are other handles of it or containers: what is
+    /// forgotten must not be in use.
+    pub fn abandon(self) -> Result<(), Store> {
+        match Arc::try_unwrap(self.site) {
+            Ok(site) => {
+                site.abandon();
+                Ok(())
+            }
+            Err(site) => Err(Store { site }),
+        }
+    }
+
     /// Runs `f` once everything that sections have done before this call is stable: for output that must
     /// not be taken back.
     ///
@@ -119,6 +136,17 @@ impl Store {
     /// As [`Store::stabilise`]; `f` is not run then.
     pub fn after_stable<T>(&self, f: impl FnOnce(Stable) -> T) -> Result<T, StabiliseError> {
         self.stabilise().map(f)
+    }
+
+    /// Removes a container for good: its name, its data, its addresses. Nobody in this process may hold it; it need not
+    /// be readable, so that a damaged one can be removed as well. Stable on return, together with everything
+    /// that sections have done before.
+    ///
+    /// # Errors
+    /// If there is none of this name, if it is in use in this process, or if this cannot be made stable
+    /// now: then a later stabilisation does it.
+    pub fn remove(&self, name: &str) -> Result<Stable, RemoveError> {
+        self.site.remove(name, GATE_DEFAULT)
     }
 
     /// Names of all containers, in order.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use stead_memory::{CloseError, Closed, Gate, Scan, close_writers};
-use stead_model::{PageId, PageNo, PageRange};
+use stead_model::{ContainerId, PageId, PageNo, PageRange};
 use stead_store::{Batch, Committed};
 
 use super::Shared;
@@ -51,6 +51,8 @@ struct RoundState {
     /// New pages there were when the last round ended.
     new_pages_seen: u64,
     failure: Option<Arc<StabiliseError>>,
+    /// Whether there are to be no more rounds.
+    ended: bool,
 }
 
 impl RoundTable {
@@ -63,6 +65,7 @@ impl RoundTable {
                 last: None,
                 new_pages_seen: 0,
                 failure: None,
+                ended: false,
             }),
             begun: AtomicU64::new(0),
             counts: RoundCounts::default(),
@@ -94,6 +97,20 @@ impl RoundTable {
         self.run(shared, &mut state, Wish::Asked { gate })
     }
 
+    /// Durable on return, together with everything before: what `edit` did to the directory, and that the
+    /// container it names is gone. No round can come between, so that no stable state has one without the other.
+    pub(crate) fn stabilise_removal<E>(
+        &self,
+        shared: &Shared,
+        gate: Duration,
+        edit: impl FnOnce() -> Result<ContainerId, E>,
+    ) -> Result<Result<Stable, StabiliseError>, E> {
+        let mut state = self.lock();
+        let container = edit()?;
+        state.batch.drop_container(container);
+        Ok(self.run(shared, &mut state, Wish::Asked { gate }))
+    }
+
     /// A background round, if it is time for one.
     pub(crate) fn tick(&self, shared: &Shared) {
         let mut state = match self.state.try_lock() {
@@ -102,7 +119,7 @@ impl RoundTable {
             Err(TryLockError::WouldBlock) => return,
         };
         let new_pages = shared.space.counters().pages_zeroed - state.new_pages_seen;
-        if state.rounds.is_due(shared.now(), new_pages) {
+        if !state.ended && state.rounds.is_due(shared.now(), new_pages) {
             let outcome = self.run(shared, &mut state, Wish::Background);
             state.failure = match outcome {
                 Ok(_) => None,
@@ -117,6 +134,11 @@ impl RoundTable {
                 }
             };
         }
+    }
+
+    /// Lets the round under way end, and has no background round follow it.
+    pub(crate) fn end(&self) {
+        self.lock().ended = true;
     }
 
     /// How long the background may sleep. While a program's own round is under way it does not wait for
