@@ -13,6 +13,7 @@ use crate::batch::{Batch, Image};
 use crate::disk::{Failures, Purpose};
 use crate::error::CommitError;
 use crate::format::{BLOCK, CHUNK_ENTRIES, Chunk, ChunkKind, Entry, LogPosition, Place};
+use crate::medium::WriteRequest;
 use crate::planted::{self, Bug};
 use crate::space::NoSegment;
 use crate::store::{State, Store};
@@ -208,6 +209,7 @@ impl Store {
         let (body, commit) = plan.chunks.split_at(plan.chunks.len() - usize::from(has_commit));
         let adjacent = |a: &Planned, b: &Planned| a.at.plus(a.chunk.blocks()) == b.at;
         let mut done = 0;
+        let mut groups: Vec<(u64, Vec<IoSlice<'_>>)> = Vec::new();
         for group in body.chunk_by(adjacent) {
             let mut parts = Vec::new();
             for planned in group {
@@ -215,9 +217,12 @@ impl Store {
                 parts.extend(batch.slices(planned.first_image, planned.images).map(IoSlice::new));
                 done += 1;
             }
-            self.disk.write(Purpose::Record, group[0].at.offset(), &parts)?;
+            groups.push((group[0].at.offset(), parts));
         }
-        if let Some(commit) = commit.first() {
+        let mut writes: Vec<WriteRequest<'_>> =
+            groups.iter().map(|(offset, parts)| WriteRequest { offset: *offset, parts }).collect();
+        let header = commit.first().map(|_| [IoSlice::new(&headers[done * BLOCK..][..BLOCK])]);
+        if let (Some(commit), Some(header)) = (commit.first(), &header) {
             // A record this large may have made the file longer in a hurry. The small ones behind it shall not
             // pay for that: what they will use is written now, under the flush that is due anyway.
             let ahead = self.state_mut().space.unwritten_ahead(&plan.behind);
@@ -226,12 +231,12 @@ impl Store {
                 self.write_zeros(place.offset(), end.offset())?;
             }
             if !planted::is(Bug::CommitBeforeBody) {
-                self.disk.sync(Purpose::Record, since)?;
+                self.disk.write_and_sync(Purpose::Record, &writes, since)?;
+                writes.clear();
             }
-            let header = IoSlice::new(&headers[done * BLOCK..(done + 1) * BLOCK]);
-            self.disk.write(Purpose::Record, commit.at.offset(), &[header])?;
+            writes.push(WriteRequest { offset: commit.at.offset(), parts: header });
         }
-        self.disk.sync(Purpose::Record, since)?;
+        self.disk.write_and_sync(Purpose::Record, &writes, since)?;
         Ok((plan, if has_commit { 2 } else { 1 }))
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{CommitError, Damage, ReadError};
 use crate::format::{BLOCK, Entry, Located, NodeId, Sealer};
-use crate::medium::Medium;
+use crate::medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
 use crate::planted::{self, Bug};
 use crate::tree::Nodes;
 
@@ -53,6 +53,16 @@ struct Counts {
 /// flush has succeeded since and [`Disk::sync`] finds the number unchanged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Failures(u64);
+
+/// A block to be read together with others.
+#[derive(Debug)]
+pub(crate) struct BlockRead<'a> {
+    pub(crate) entry: Entry,
+    pub(crate) at: Located,
+    pub(crate) into: &'a mut [u8],
+    /// What [`Disk::read_block`] would have said.
+    pub(crate) outcome: Result<(), ReadError>,
+}
 
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -128,13 +138,36 @@ impl Disk {
         at: Located,
         into: &mut [u8],
     ) -> Result<(), ReadError> {
-        match self.read(at.place.offset(), into) {
-            Err(ReadError::Io { source, .. }) if source.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(damage(entry, at, "lies beyond the end of the file").into());
-            }
-            read => read?,
-        }
+        self.counts.read_bytes.fetch_add(into.len() as u64, Ordering::Relaxed);
+        let read = self.medium.read(at.place.offset(), into);
+        read.map_err(|source| self.read_failed(entry, at, source))?;
         self.check(entry, at, into)
+    }
+
+    /// As [`Disk::read_block`] for several blocks, read at the same time where the medium can.
+    pub(crate) fn read_blocks(&self, blocks: &mut [BlockRead<'_>]) {
+        let bytes = blocks.iter().map(|block| block.into.len() as u64).sum();
+        self.counts.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut reads: Vec<ReadRequest<'_>> = blocks
+            .iter_mut()
+            .map(|block| ReadRequest::new(block.at.place.offset(), &mut *block.into))
+            .collect();
+        self.medium.read_many(&mut reads);
+        let outcomes: Vec<io::Result<()>> = reads.into_iter().map(|read| read.outcome).collect();
+        for (block, outcome) in blocks.iter_mut().zip(outcomes) {
+            block.outcome = match outcome {
+                Ok(()) => self.check(block.entry, block.at, block.into),
+                Err(source) => Err(self.read_failed(block.entry, block.at, source)),
+            };
+        }
+    }
+
+    fn read_failed(&self, entry: Entry, at: Located, source: io::Error) -> ReadError {
+        if source.kind() == io::ErrorKind::UnexpectedEof {
+            damage(entry, at, "lies beyond the end of the file").into()
+        } else {
+            ReadError::Io { offset: at.place.offset(), source }
+        }
     }
 
     pub(crate) fn check(&self, entry: Entry, at: Located, bytes: &[u8]) -> Result<(), ReadError> {
@@ -150,6 +183,12 @@ impl Disk {
         offset: u64,
         parts: &[IoSlice<'_>],
     ) -> Result<(), CommitError> {
+        let action = self.count_write(purpose, parts);
+        self.medium.write(offset, parts).map_err(|source| CommitError::io(action, source))
+    }
+
+    /// Counts bytes that are about to be written; says what for.
+    fn count_write(&self, purpose: Purpose, parts: &[IoSlice<'_>]) -> &'static str {
         let bytes = parts.iter().map(|part| part.len() as u64).sum();
         let (count, action) = match purpose {
             Purpose::Record => (&self.counts.record_bytes, "writing a stabilisation to log"),
@@ -157,25 +196,40 @@ impl Disk {
             Purpose::Prewrite => (&self.counts.prewritten_bytes, "extending log"),
         };
         count.fetch_add(bytes, Ordering::Relaxed);
-        self.medium.write(offset, parts).map_err(|source| CommitError::io(action, source))
+        action
     }
 
     /// Makes durable what has been written since `since` was asked for; fails if any flush, this one or
     /// another's, has failed in between.
     pub(crate) fn sync(&self, purpose: Purpose, since: Failures) -> Result<(), CommitError> {
-        let count = match purpose {
+        self.write_and_sync(purpose, &[], since)
+    }
+
+    /// Makes the writes, and durable what has been written since `since` was asked for, these included; fails
+    /// as [`Disk::write`] and [`Disk::sync`] do.
+    pub(crate) fn write_and_sync(
+        &self,
+        purpose: Purpose,
+        writes: &[WriteRequest<'_>],
+        since: Failures,
+    ) -> Result<(), CommitError> {
+        let mut action = "";
+        for write in writes {
+            action = self.count_write(purpose, write.parts);
+        }
+        let flushes = match purpose {
             Purpose::Record => &self.counts.record_flushes,
             Purpose::Upkeep | Purpose::Prewrite => &self.counts.upkeep_flushes,
         };
         let _one_at_a_time = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        count.fetch_add(1, Ordering::Relaxed);
-        let mut flushed = self.medium.sync();
-        if flushed.is_err() && planted::is(Bug::RetriedFlush) {
-            flushed = self.medium.sync();
-        }
-        if planted::is(Bug::SwallowedEio) {
-            flushed = Ok(());
-        }
+        flushes.fetch_add(1, Ordering::Relaxed);
+        let flushed = match self.medium.write_and_sync(writes) {
+            Ok(()) => Ok(()),
+            Err(WriteSyncError::Write(source)) => return Err(CommitError::io(action, source)),
+            Err(WriteSyncError::Sync(_)) if planted::is(Bug::SwallowedEio) => Ok(()),
+            Err(WriteSyncError::Sync(_)) if planted::is(Bug::RetriedFlush) => self.medium.sync(),
+            Err(WriteSyncError::Sync(source)) => Err(source),
+        };
         if let Err(source) = flushed {
             self.note_failure();
             return Err(CommitError::io("flushing log", source));

@@ -58,7 +58,7 @@ pub use disk::Counters;
 pub use error::{CommitError, CreateError, Damage, Held, OpenError, ReadError};
 pub use file::FileMedium;
 pub use keep::Maintained;
-pub use medium::Medium;
+pub use medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
 pub use read::{Run, Stored};
 pub use recover::OpenReport;
 pub use store::{Stat, Store, StoreHeader};

@@ -1,8 +1,46 @@
-//! The whole contact with the disk: five calls on one flat run of bytes. Nothing here knows what the
-//! bytes mean. Read [`Medium`] first; `file` has the real one, [`crate::sim`] the cruel one.
+//! The whole contact with the disk: five calls on one flat run of bytes, and two that make several of them at
+//! once where the medium can. Nothing here knows what the bytes mean. Read [`Medium`] first; `file` has the
+//! real one, [`crate::sim`] the cruel one.
 
 use std::fmt;
 use std::io::{self, IoSlice};
+
+/// One of several reads that are made together.
+#[derive(Debug)]
+pub struct ReadRequest<'a> {
+    /// Where, in bytes.
+    pub offset: u64,
+    /// What is to be filled.
+    pub into: &'a mut [u8],
+    /// What [`Medium::read`] would have said. Set by [`Medium::read_many`].
+    pub outcome: io::Result<()>,
+}
+
+impl<'a> ReadRequest<'a> {
+    /// A read that has not been made.
+    #[must_use]
+    pub fn new(offset: u64, into: &'a mut [u8]) -> Self {
+        ReadRequest { offset, into, outcome: Ok(()) }
+    }
+}
+
+/// One of several writes that are made together.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteRequest<'a> {
+    /// Where, in bytes.
+    pub offset: u64,
+    /// What, one after the other.
+    pub parts: &'a [IoSlice<'a>],
+}
+
+/// Which half of [`Medium::write_and_sync`] failed.
+#[derive(Debug)]
+pub enum WriteSyncError {
+    /// A write did; no flush has failed.
+    Write(io::Error),
+    /// The flush did.
+    Sync(io::Error),
+}
 
 /// A disk, as seen by the store. Calls come from several threads at once; ranges being written never
 /// overlap ranges that another call reads or writes and relies on.
@@ -36,6 +74,31 @@ pub trait Medium: Send + Sync + fmt::Debug {
     /// # Errors
     /// What the disk says; what has been written since the last success may then be lost.
     fn sync(&self) -> io::Result<()>;
+
+    /// Makes several reads, in any order and at the same time where that is quicker; each has an outcome of
+    /// its own.
+    fn read_many(&self, reads: &mut [ReadRequest<'_>]) {
+        for read in reads {
+            read.outcome = self.read(read.offset, read.into);
+        }
+    }
+
+    /// Makes all the writes, in any order, and then a flush that makes them durable: as [`Medium::write`] for
+    /// each and [`Medium::sync`], in fewer calls where that is possible.
+    ///
+    /// # Errors
+    /// What the disk says. After the error of a write there may or may not have been a flush.
+    fn write_and_sync(&self, writes: &[WriteRequest<'_>]) -> Result<(), WriteSyncError> {
+        for write in writes {
+            self.write(write.offset, write.parts).map_err(WriteSyncError::Write)?;
+        }
+        self.sync().map_err(WriteSyncError::Sync)
+    }
+
+    /// How it does its work, in a few words, for people who ask.
+    fn describe(&self) -> String {
+        "plain calls".to_string()
+    }
 
     /// Bytes in the file.
     ///

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
 
+use crate::disk::BlockRead;
 use crate::error::ReadError;
 use crate::format::{Entry, Located, NodeId, Place};
 use crate::store::Store;
@@ -101,6 +102,42 @@ impl Store {
         let page = into.first_chunk_mut().expect("there is a page at the least");
         let stored = self.read_page(first, page)?;
         Ok(Run { stored, pages: 1 })
+    }
+
+    /// Reads pages that may lie anywhere in the file, at the same time where the disk can: each as
+    /// [`Store::read_page`] would, into the page of `into` that stands at its place in `ids`.
+    ///
+    /// # Panics
+    /// If `into` has not one page for each of `ids`.
+    pub fn read_pages(&self, ids: &[PageId], into: &mut [u8]) -> Vec<Result<Stored, ReadError>> {
+        assert_eq!(into.len(), ids.len() * PAGE_SIZE, "each page is read into a page");
+        let mut stored = Vec::with_capacity(ids.len());
+        let mut reads = Vec::with_capacity(ids.len());
+        for (&id, page) in ids.iter().zip(into.chunks_mut(PAGE_SIZE)) {
+            match self.locate(id) {
+                Ok(at) if at.is_never() => {
+                    page.fill(0);
+                    stored.push(Ok(Stored::Never));
+                }
+                Ok(at) => {
+                    stored.push(Ok(Stored::Image));
+                    let entry = Entry::Image(id);
+                    reads.push(BlockRead { entry, at, into: page, outcome: Ok(()) });
+                }
+                Err(error) => stored.push(Err(error)),
+            }
+        }
+        self.disk.read_blocks(&mut reads);
+        let images = stored.iter_mut().filter(|stored| matches!(stored, Ok(Stored::Image)));
+        for (stored, read) in images.zip(reads) {
+            let Entry::Image(id) = read.entry else { unreachable!("only images are read here") };
+            if read.outcome.is_err() {
+                // It may have been moved meanwhile: that is looked into page by page.
+                let page = read.into.first_chunk_mut().expect("a page was read into");
+                *stored = self.read_page(id, page);
+            }
+        }
+        stored
     }
 
     /// Where a page lies now.

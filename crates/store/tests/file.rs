@@ -276,3 +276,46 @@ fn without_direct_writes_it_is_the_same() {
     }
     check(&open(dir.path()), &want);
 }
+
+/// Pages that lie anywhere are read in one go, each with an outcome of its own.
+#[test]
+fn scattered_pages_are_read_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path(), &CreateOptions::default()).unwrap();
+    let mut batch = store.batch();
+    let mut want = BTreeMap::new();
+    for round in 0..8 {
+        for i in 0..60 {
+            let at = id(1, (i * 37 + round * 11) % 500);
+            batch.push(at, |p| p.copy_from_slice(&image(round * 1000 + i)));
+            want.insert(at, round * 1000 + i);
+        }
+        store.commit(&mut batch).unwrap();
+    }
+    let ids: Vec<PageId> = (0..520).map(|page| id(1, page)).collect();
+    let mut bytes = vec![0xEE; ids.len() * PAGE_SIZE];
+    let outcomes = store.read_pages(&ids, &mut bytes);
+    for ((id, page), outcome) in ids.iter().zip(bytes.chunks(PAGE_SIZE)).zip(outcomes) {
+        match want.get(id) {
+            Some(&seed) => {
+                assert_eq!(outcome.unwrap(), Stored::Image);
+                assert!(page == image(seed));
+            }
+            None => {
+                assert_eq!(outcome.unwrap(), Stored::Never);
+                assert!(page.iter().all(|&byte| byte == 0));
+            }
+        }
+    }
+    // One that is damaged does not spoil its neighbours.
+    let damaged = ids[..500].iter().position(|id| want.contains_key(id)).unwrap();
+    let log = dir.path().join("log");
+    let whole = std::fs::read(&log).unwrap();
+    let at = whole.windows(PAGE_SIZE).step_by(PAGE_SIZE);
+    let at = at.into_iter().rposition(|b| b == image(want[&ids[damaged]])).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&log).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"rot", (at * PAGE_SIZE) as u64).unwrap();
+    for (i, outcome) in store.read_pages(&ids, &mut bytes).into_iter().enumerate() {
+        assert_eq!(outcome.is_err(), i == damaged, "page {i}: {outcome:?}");
+    }
+}
