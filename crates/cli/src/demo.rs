@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use stead::{Container, Mutex, Persist, Result, Store, Vec};
 
-use crate::Outcome;
+use crate::output::{Failure, Outcome, Report};
 
 const ACCOUNTS: usize = 1000;
 const START_BALANCE: i64 = 1000;
@@ -136,22 +137,30 @@ fn work(dir: &Path) -> Result<()> {
 }
 
 /// What all kills together showed.
-#[derive(Default)]
-struct Tally {
+#[derive(Default, Serialize)]
+pub(crate) struct Tally {
+    dir: PathBuf,
+    kills: u32,
+    time_ms: u128,
+    /// In the books at the end.
     transfers: u64,
-    acknowledged: u64,
+    /// Times that stabilise() returned.
     acknowledgements: u64,
+    /// Transfers found beyond what was acknowledged.
     survived_unasked: u64,
-    open_us: std::vec::Vec<u128>,
+    open_us_median: u128,
+    open_us_max: u128,
     wrong: std::vec::Vec<String>,
+    #[serde(skip)]
+    open_us: std::vec::Vec<u128>,
 }
 
 impl Demo {
     /// Kills, opens, checks, again and again.
-    pub(crate) fn run(self) -> Outcome {
+    pub(crate) fn run(self) -> Outcome<Tally> {
         if self.work {
             work(&self.store.expect("clap requires --store"))?;
-            return Ok(true);
+            return Err(Failure::not_done("nobody reads the worker's words any more"));
         }
         let started = Instant::now();
         let (dir, is_ours) = match self.store {
@@ -161,12 +170,7 @@ impl Demo {
                 (std::env::temp_dir().join(name), true)
             }
         };
-        crate::say!(
-            "{ACCOUNTS} accounts of {START_BALANCE}, {THREADS} threads, {} kills; store in {}",
-            self.kills,
-            dir.display()
-        );
-        let mut tally = Tally::default();
+        let mut tally = Tally { dir: dir.clone(), kills: self.kills, ..Tally::default() };
         let mut acknowledged = std::vec![0; THREADS];
         let bar = indicatif::ProgressBar::new(self.kills.into());
         for kill in 1..=self.kills {
@@ -179,17 +183,19 @@ impl Demo {
             bar.inc(1);
         }
         bar.finish_and_clear();
-        tally.print(self.kills, started.elapsed());
-        let all_well = tally.wrong.is_empty();
-        if is_ours && all_well {
+        tally.time_ms = started.elapsed().as_millis();
+        tally.open_us.sort_unstable();
+        let open = |q: usize| tally.open_us[(tally.open_us.len() - 1) * q / 100];
+        (tally.open_us_median, tally.open_us_max) = (open(50), open(100));
+        if is_ours && tally.wrong.is_empty() {
             std::fs::remove_dir_all(&dir)?;
         }
-        Ok(all_well)
+        Ok(tally)
     }
 }
 
 /// Starts the worker, kills it at a random moment, and returns what it said.
-fn run_and_kill(dir: &Path) -> Result<std::vec::Vec<(usize, u64)>, Box<dyn std::error::Error>> {
+fn run_and_kill(dir: &Path) -> Outcome<std::vec::Vec<(usize, u64)>> {
     let mut worker: Child = Command::new(std::env::current_exe()?)
         .args(["demo", "--work", "--store"])
         .arg(dir)
@@ -205,7 +211,7 @@ fn run_and_kill(dir: &Path) -> Result<std::vec::Vec<(usize, u64)>, Box<dyn std::
     worker.kill()?;
     worker.wait()?;
     if let Some(status) = ended {
-        return Err(format!("the worker ended by itself: {status}").into());
+        return Err(Failure::not_done(format_args!("the worker ended by itself: {status}")));
     }
     let lines = reader.join().expect("the reader does not panic");
     Ok(lines.iter().filter_map(|line| parse(line)).collect())
@@ -218,16 +224,11 @@ fn parse(line: &str) -> Option<(usize, u64)> {
 }
 
 /// Opens the store as a killed worker left it, and holds it against what was promised.
-fn check(
-    dir: &Path,
-    kill: u32,
-    acknowledged: &mut [u64],
-    tally: &mut Tally,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn check(dir: &Path, kill: u32, acknowledged: &mut [u64], tally: &mut Tally) -> Outcome<()> {
     let opening = Instant::now();
     let store = stead::open(dir)?;
     let bank = bank(&store)?;
-    bank.read(|root, _| root.accounts.len())?;
+    bank.read(|root, _| root.accounts.len()).map_err(stead::Error::from)?;
     tally.open_us.push(opening.elapsed().as_micros());
     let Books { total, ends, made } = books(&bank)?;
     let whole = ACCOUNTS as i64 * START_BALANCE;
@@ -255,15 +256,21 @@ fn check(
         tally.wrong.push(format!("kill {kill}: {bad}"));
     }
     tally.transfers = transfers;
-    tally.acknowledged = acknowledged.iter().sum();
     Ok(())
 }
 
-impl Tally {
-    fn print(&mut self, kills: u32, time: Duration) {
-        self.open_us.sort_unstable();
-        let open = |q: usize| self.open_us[(self.open_us.len() - 1) * q / 100] as f64 / 1000.0;
-        crate::say!("{kills} kills in {:.1} s", time.as_secs_f64());
+impl Report for Tally {
+    fn is_well(&self) -> bool {
+        self.wrong.is_empty()
+    }
+
+    fn print(&self) {
+        let ms = |us: u128| us as f64 / 1000.0;
+        crate::say!(
+            "{ACCOUNTS} accounts of {START_BALANCE}, {THREADS} threads; store in {}",
+            self.dir.display()
+        );
+        crate::say!("{} kills in {:.1} s", self.kills, self.time_ms as f64 / 1000.0);
         crate::say!("  transfers in the books        {}", self.transfers);
         crate::say!("  acknowledgements checked      {}", self.acknowledgements);
         crate::say!(
@@ -272,8 +279,8 @@ impl Tally {
         );
         crate::say!(
             "  opening after the kill        median {:.1} ms, worst {:.1} ms",
-            open(50),
-            open(100)
+            ms(self.open_us_median),
+            ms(self.open_us_max)
         );
         if self.wrong.is_empty() {
             crate::say!(

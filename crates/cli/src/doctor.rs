@@ -1,50 +1,110 @@
 //! `stead doctor`: what this kernel, user and container allow, and what to do about the rest. Read
 //! [`run`] first.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use stead::Support;
 
-use crate::Outcome;
+use crate::output::{Outcome, Report};
 
-pub(crate) fn run(dir: Option<&Path>) -> Outcome {
+/// What was found.
+#[derive(Serialize)]
+pub(crate) struct Findings {
+    /// What is missing without which nothing works.
+    missing: Option<String>,
+    findings: Vec<Finding>,
+    store: Option<Opening>,
+}
+
+#[derive(Serialize)]
+struct Finding {
+    state: String,
+    name: String,
+    found: String,
+    needed_for: String,
+    advice: String,
+}
+
+/// How a store opened.
+#[derive(Serialize)]
+struct Opening {
+    dir: PathBuf,
+    /// Why it did not open; null if it did.
+    error: Option<String>,
+    records_replayed: u64,
+    bytes_read: u64,
+    unfinished: Option<u64>,
+}
+
+pub(crate) fn run(dir: Option<&Path>) -> Outcome<Findings> {
     let support = Support::probe();
-    for finding in &support.findings {
-        crate::say!("{:<9} {}: {}", finding.state.to_string(), finding.name, finding.found);
-        crate::say!("          for: {}", finding.needed_for);
-        if !finding.advice.is_empty() {
-            crate::say!("          do:  {}", finding.advice);
+    let findings = support.findings.iter().map(|f| Finding {
+        state: f.state.to_string(),
+        name: f.name.to_string(),
+        found: f.found.to_string(),
+        needed_for: f.needed_for.to_string(),
+        advice: f.advice.to_string(),
+    });
+    Ok(Findings {
+        missing: support.missing().map(|missing| missing.to_string()),
+        findings: findings.collect(),
+        store: dir.map(opening),
+    })
+}
+
+fn opening(dir: &Path) -> Opening {
+    let mut opening = Opening {
+        dir: dir.to_owned(),
+        error: None,
+        records_replayed: 0,
+        bytes_read: 0,
+        unfinished: None,
+    };
+    match crate::open(dir) {
+        Ok(store) => {
+            let report = store.site().report();
+            opening.records_replayed = report.records_replayed;
+            opening.bytes_read = report.bytes_read;
+            opening.unfinished = report.unfinished;
         }
+        Err(error) => opening.error = Some(error.to_string()),
     }
-    let mut all_well = true;
-    match support.missing() {
-        None => crate::say!("stead works here"),
-        Some(missing) => {
-            all_well = false;
-            crate::say!("stead does not work here: {missing}");
-        }
+    opening
+}
+
+impl Report for Findings {
+    fn is_well(&self) -> bool {
+        self.missing.is_none() && self.store.as_ref().is_none_or(|s| s.error.is_none())
     }
-    if let Some(dir) = dir {
-        match crate::open(dir) {
-            Ok(store) => {
-                let report = store.site().report();
-                crate::say!(
-                    "store {} opens: {} stabilisations found in the log behind the last root, {} bytes read",
-                    dir.display(),
-                    report.records_replayed,
-                    report.bytes_read
-                );
-                if let Some(number) = report.unfinished {
-                    crate::say!(
-                        "  stabilisation {number} was under way when its process ended, and is not in it"
-                    );
-                }
+
+    fn print(&self) {
+        for finding in &self.findings {
+            crate::say!("{:<9} {}: {}", finding.state, finding.name, finding.found);
+            crate::say!("          for: {}", finding.needed_for);
+            if !finding.advice.is_empty() {
+                crate::say!("          do:  {}", finding.advice);
             }
-            Err(error) => {
-                all_well = false;
-                crate::say!("store {} does not open: {error}", dir.display());
-            }
+        }
+        match &self.missing {
+            None => crate::say!("stead works here"),
+            Some(missing) => crate::say!("stead does not work here: {missing}"),
+        }
+        let Some(store) = &self.store else { return };
+        if let Some(error) = &store.error {
+            crate::say!("store {} does not open: {error}", store.dir.display());
+            return;
+        }
+        crate::say!(
+            "store {} opens: {} stabilisations found in the log behind the last root, {} bytes read",
+            store.dir.display(),
+            store.records_replayed,
+            store.bytes_read
+        );
+        if let Some(number) = store.unfinished {
+            crate::say!(
+                "  stabilisation {number} was under way when its process ended, and is not in it"
+            );
         }
     }
-    Ok(all_well)
 }

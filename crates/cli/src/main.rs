@@ -1,33 +1,37 @@
-//! The `stead` command: shows that it holds (`demo`), looks at a store (`stat`, `verify`), and says what
-//! this system allows (`doctor`). No persistence happens here. Read [`Command`] first.
+//! The `stead` command: shows that it holds (`demo`), looks at a store (`ls`, `stat`, `verify`), and says
+//! what this system allows (`doctor`). No persistence happens here. Read [`Command`] first, then `output`,
+//! which says how commands answer.
 #![forbid(unsafe_code)]
 
 /// Prints a line, and ends the process quietly when nobody reads any more.
 #[macro_export]
 macro_rules! say {
-    ($($line:tt)*) => { $crate::print_line(format_args!($($line)*)) };
+    ($($line:tt)*) => { $crate::output::print_line(format_args!($($line)*)) };
 }
 
 mod demo;
 mod doctor;
+mod ls;
+mod output;
 mod stat;
 mod units;
 mod verify;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use stead::{OpenError, Options, Store};
 
+use crate::output::{EXIT_CODES, answer};
+
 /// Memory that stays: plain pointers into persistent containers.
-///
-/// Exit codes: 0 all is well; 1 something is wrong with the store or the system (damage, a promise
-/// broken, a need missing); 2 the command could not be carried out.
 #[derive(Parser)]
-#[command(name = "stead", version, max_term_width = 100)]
+#[command(name = "stead", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Args {
+    /// Answer with one JSON object on standard output, whose keys stay the same
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,6 +45,11 @@ enum Command {
     /// money was lost, that every section happened whole or not at all, and that nothing acknowledged by
     /// stabilise() is gone.
     Demo(demo::Demo),
+    /// The containers of a store: names, types of their roots, addresses, pages, bytes
+    Ls {
+        /// Directory of the store
+        dir: PathBuf,
+    },
     /// Containers, addresses, live and stored bytes, the last stabilisation
     Stat {
         /// Directory of the store
@@ -65,26 +74,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Args::parse().command {
-        Command::Demo(demo) => demo.run(),
-        Command::Stat { dir } => stat::run(&dir),
-        Command::Verify { dir, leaks } => verify::run(&dir, leaks),
-        Command::Doctor { dir } => doctor::run(dir.as_deref()),
-    };
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("stead: {error}");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn print_line(line: std::fmt::Arguments<'_>) {
-    if writeln!(std::io::stdout(), "{line}").is_err() {
-        // As a program that the signal of a closed pipe ends.
-        std::process::exit(141);
+    let Args { json, command } = Args::parse();
+    match command {
+        Command::Demo(demo) => answer(json, "demo", demo.run()),
+        Command::Ls { dir } => answer(json, "ls", ls::run(&dir)),
+        Command::Stat { dir } => answer(json, "stat", stat::run(&dir)),
+        Command::Verify { dir, leaks } => answer(json, "verify", verify::run(&dir, leaks)),
+        Command::Doctor { dir } => answer(json, "doctor", doctor::run(dir.as_deref())),
     }
 }
 
@@ -95,6 +91,3 @@ const AT_A_TIME: usize = 64;
 fn open(dir: &Path) -> Result<Store, OpenError> {
     Store::open_with(dir, &Options::new().create(false).interval(None))
 }
-
-/// Whether all was well, or why the command could not be carried out.
-type Outcome = Result<bool, Box<dyn std::error::Error>>;

@@ -1,63 +1,131 @@
 //! `stead stat`: what a store holds. Read [`run`] first.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::Outcome;
+use serde::Serialize;
+
+use crate::output::{Failure, Outcome, Report};
 use crate::units::{ago, bytes};
 
-/// What is seen of a container only when it is open.
-struct Seen {
+/// What there is.
+#[derive(Serialize)]
+pub(crate) struct Found {
+    dir: PathBuf,
+    /// The number of the last stabilisation; 0 if there was none.
+    last_sequence: u64,
+    last_unix_ns: u64,
+    file_bytes: u64,
     live_bytes: u64,
-    root: String,
-    clusters: Vec<(u16, Vec<u32>)>,
+    segments: usize,
+    free_segments: usize,
+    is_sound: bool,
+    containers: Vec<Container>,
 }
 
-pub(crate) fn run(dir: &Path) -> Outcome {
+#[derive(Serialize)]
+struct Container {
+    id: u32,
+    name: String,
+    address: String,
+    address_bytes: u64,
+    stored_bytes: u64,
+    /// Null where the store is damaged, and for the system container.
+    live_bytes: Option<u64>,
+    root: Option<String>,
+    clusters: Vec<Cluster>,
+}
+
+#[derive(Serialize)]
+struct Cluster {
+    number: u16,
+    windows: Vec<u32>,
+}
+
+pub(crate) fn run(dir: &Path) -> Outcome<Found> {
     let mut store = crate::open(dir)?;
-    let mut seen = BTreeMap::new();
     // Touching a damaged page ends the process, so a damaged store is not walked.
-    let is_sound = store.site().verify_store(&mut |_| {})?.is_clean();
+    let is_sound = store.site().verify_store(&mut |_| {}).map_err(Failure::not_done)?.is_clean();
+    let stat = store.stat();
+    let mut containers: Vec<Container> = stat
+        .containers
+        .iter()
+        .map(|c| Container {
+            id: c.id.0,
+            name: c.name.clone(),
+            address: c.base.to_string(),
+            address_bytes: c.address_bytes,
+            stored_bytes: c.stored_bytes,
+            live_bytes: None,
+            root: None,
+            clusters: Vec::new(),
+        })
+        .collect();
     let names = if is_sound { store.names() } else { Vec::new() };
     for names in names.chunks(crate::AT_A_TIME) {
         for name in names {
             let opened = store.site().existing(name)?;
-            let live_bytes = store.site().verify_container(&opened)?.live_bytes;
-            let root = opened.root_type().map_or("(no root)".to_owned(), |t| t.name);
-            seen.insert(opened.id(), Seen { live_bytes, root, clusters: opened.clusters() });
+            let Some(seen) = containers.iter_mut().find(|c| c.id == opened.id().0) else {
+                continue;
+            };
+            seen.live_bytes = Some(store.site().verify_container(&opened)?.live_bytes);
+            seen.root = opened.root_type().map(|t| t.name);
+            let clusters = opened.clusters().into_iter();
+            seen.clusters = clusters.map(|(number, windows)| Cluster { number, windows }).collect();
         }
         drop(store);
         store = crate::open(dir)?;
     }
-    let stat = store.stat();
     let s = &stat.store;
-    crate::say!("store {}", stat.dir.display());
-    match s.last_sequence {
-        0 => crate::say!("  last stabilisation   none yet"),
-        n => crate::say!("  last stabilisation   number {n}, {}", ago(s.last_time)),
+    Ok(Found {
+        dir: stat.dir,
+        last_sequence: s.last_sequence,
+        last_unix_ns: s.last_time,
+        file_bytes: s.file_bytes,
+        live_bytes: s.live_bytes,
+        segments: s.segments,
+        free_segments: s.free_segments,
+        is_sound,
+        containers,
+    })
+}
+
+impl Report for Found {
+    fn is_well(&self) -> bool {
+        self.is_sound
     }
-    crate::say!(
-        "  log                  {}, of which {} live, {} of {} segments free",
-        bytes(s.file_bytes),
-        bytes(s.live_bytes),
-        s.free_segments,
-        s.segments
-    );
-    crate::say!("  containers           {}", stat.containers.len() - 1);
-    for c in &stat.containers {
-        crate::say!("{} {}", c.id, c.name);
-        crate::say!("  address              {} ({} of addresses)", c.base, bytes(c.address_bytes));
-        crate::say!("  stored               {}", bytes(c.stored_bytes));
-        if let Some(Seen { live_bytes, root, clusters }) = seen.get(&c.id) {
-            crate::say!("  live                 {}", bytes(*live_bytes));
-            crate::say!("  root                 {root}");
-            for (cluster, windows) in clusters {
-                crate::say!("  cluster {cluster:<12} windows {windows:?}");
+
+    fn print(&self) {
+        crate::say!("store {}", self.dir.display());
+        match self.last_sequence {
+            0 => crate::say!("  last stabilisation   none yet"),
+            n => crate::say!("  last stabilisation   number {n}, {}", ago(self.last_unix_ns)),
+        }
+        crate::say!(
+            "  log                  {}, of which {} live, {} of {} segments free",
+            bytes(self.file_bytes),
+            bytes(self.live_bytes),
+            self.free_segments,
+            self.segments
+        );
+        crate::say!("  containers           {}", self.containers.len() - 1);
+        for c in &self.containers {
+            crate::say!("container {} {}", c.id, c.name);
+            crate::say!(
+                "  address              {} ({} of addresses)",
+                c.address,
+                bytes(c.address_bytes)
+            );
+            crate::say!("  stored               {}", bytes(c.stored_bytes));
+            if let Some(live_bytes) = c.live_bytes {
+                crate::say!("  live                 {}", bytes(live_bytes));
+                crate::say!("  root                 {}", c.root.as_deref().unwrap_or("(no root)"));
+            }
+            for Cluster { number, windows } in &c.clusters {
+                crate::say!("  cluster {number:<12} windows {windows:?}");
             }
         }
+        if !self.is_sound {
+            crate::say!("this store is DAMAGED: `stead verify {}` says more", self.dir.display());
+        }
     }
-    if !is_sound {
-        crate::say!("this store is DAMAGED: `stead verify {}` says more", dir.display());
-    }
-    Ok(is_sound)
 }

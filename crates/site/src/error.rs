@@ -47,7 +47,84 @@ pub enum OpenError {
     Thread(std::io::Error),
 }
 
+/// In which way a store could not be opened, for programs that decide by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum OpenErrorKind {
+    /// There is none.
+    Missing,
+    /// Something else is there.
+    NotAStore,
+    /// This process or another has it open.
+    InUse,
+    /// The user may not.
+    NotPermitted,
+    /// A later version wrote it.
+    Newer,
+    /// What is needed for opening is damaged.
+    Damaged,
+    /// The addresses of its containers are taken in this process.
+    AddressesTaken,
+    /// Kernel, user or container lack what is needed.
+    Unsupported,
+    /// The system refused for another reason.
+    System,
+}
+
+impl OpenErrorKind {
+    /// One word for it, which stays the same from version to version.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            OpenErrorKind::Missing => "missing",
+            OpenErrorKind::NotAStore => "not_a_store",
+            OpenErrorKind::InUse => "in_use",
+            OpenErrorKind::NotPermitted => "not_permitted",
+            OpenErrorKind::Newer => "newer",
+            OpenErrorKind::Damaged => "damaged",
+            OpenErrorKind::AddressesTaken => "addresses_taken",
+            OpenErrorKind::Unsupported => "unsupported",
+            OpenErrorKind::System => "system",
+        }
+    }
+}
+
 impl OpenError {
+    /// In which way it could not be opened.
+    #[must_use]
+    pub fn kind(&self) -> OpenErrorKind {
+        use stead_store::OpenError as Store;
+        match self {
+            OpenError::Store(e) => match e {
+                Store::Missing { .. } => OpenErrorKind::Missing,
+                Store::NotADirectory { .. } | Store::NotAStore { .. } => OpenErrorKind::NotAStore,
+                Store::NewerFormat { .. } | Store::UnknownFeatures { .. } => OpenErrorKind::Newer,
+                Store::NotWritable { .. } => OpenErrorKind::NotPermitted,
+                Store::Held(_) => OpenErrorKind::InUse,
+                Store::Damaged { .. } => OpenErrorKind::Damaged,
+                Store::Io { .. } => OpenErrorKind::System,
+            },
+            OpenError::Create(e) => match e {
+                CreateError::Exists { .. }
+                | CreateError::NotEmpty { .. }
+                | CreateError::NotADirectory { .. } => OpenErrorKind::NotAStore,
+                CreateError::NotWritable { .. } => OpenErrorKind::NotPermitted,
+                CreateError::Held(_) => OpenErrorKind::InUse,
+                CreateError::NoSpace { .. }
+                | CreateError::BadOptions(_)
+                | CreateError::Io { .. } => OpenErrorKind::System,
+            },
+            OpenError::Unsupported(_) => OpenErrorKind::Unsupported,
+            OpenError::Directory { why, .. } if why.is_damage() => OpenErrorKind::Damaged,
+            OpenError::Directory { why, .. } => match **why {
+                ContainerError::Reserve { .. } => OpenErrorKind::AddressesTaken,
+                _ => OpenErrorKind::System,
+            },
+            OpenError::Overlap { .. } => OpenErrorKind::Damaged,
+            OpenError::Thread(_) => OpenErrorKind::System,
+        }
+    }
+
     /// Whether another process, or this one, has the store open: trying again later may help.
     #[must_use]
     pub fn is_held(&self) -> bool {
@@ -209,6 +286,23 @@ pub enum RemoveError {
         /// Why.
         source: StabiliseError,
     },
+
+impl ContainerError {
+    /// Whether its bytes on the disk are not as they were written.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            ContainerError::Read { source, .. } => matches!(source, ReadError::Damaged(_)),
+            ContainerError::Header { source, .. } => {
+                !matches!(source, DirectoryError::OtherFormat { .. })
+            }
+            ContainerError::Mismatch { .. } => true,
+            ContainerError::Arena { source, .. } => {
+                matches!(source, OpenArenaError::Window { .. } | OpenArenaError::Types { .. })
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A section could not be entered. Nothing was done.

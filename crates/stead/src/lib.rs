@@ -72,11 +72,11 @@ pub use stead_heap::{
     AllocError, Box, Cluster, Counter, Exclusive, HashMap, LockError, Mutex, MutexGuard, Persist,
     Ptr, Read, ReadGuard, Root, RwLock, Slot, StableHash, Text, Tx, Vec, Write, WriteGuard,
 };
-pub use stead_model::Address;
+pub use stead_model::{Address, PAGE_SIZE};
 pub use stead_site::{CheckReport, Finding, Support};
 pub use stead_site::{
-    ContainerError, ContainerOptions, ContainerStat, Counters, OpenError, OpenOptions, RemoveError,
-    SectionError, SiteStat, StabiliseError,
+    ContainerError, ContainerOptions, ContainerStat, Counters, OpenError, OpenErrorKind,
+    OpenOptions, RemoveError, SectionError, SiteStat, StabiliseError,
 };
 
 #[doc(hidden)]

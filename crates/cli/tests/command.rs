@@ -1,0 +1,128 @@
+//! The real command, on real stores: what it answers in words and in JSON, and its exit codes. Every key of
+//! every object stands in `docs/command.md`.
+
+mod common;
+
+use std::fs;
+
+use common::{alone, bank, bank_of, run};
+
+#[test]
+fn every_command_answers_in_json_with_documented_keys() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    bank(&dir, 1000);
+    let dir = dir.to_str().unwrap();
+    for args in [&["ls", dir][..], &["stat", dir], &["verify", "--leaks", dir], &["doctor", dir]] {
+        let ran = run(args, &["--json"]);
+        assert_eq!(ran.code, 0, "{args:?}: {ran:?}");
+        let json = ran.json();
+        assert_eq!(json["command"], args[0]);
+        assert_eq!(json["json_version"], 1);
+        assert_eq!(json["exit_code"], 0);
+        common::keys_are_documented(args[0], &json);
+        // Words say the same, and are no JSON.
+        let words = run(args, &[]);
+        assert_eq!(words.code, 0, "{words:?}");
+        assert!(!words.out.starts_with('{') && !words.out.is_empty(), "{words:?}");
+    }
+}
+
+#[test]
+fn ls_shows_each_container() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    bank(&dir, 1000);
+    let store = stead::open(&dir).unwrap();
+    let address = bank_of(&store).address().to_string();
+    drop(store);
+    let json = run(&["ls", dir.to_str().unwrap()], &["--json"]).json();
+    let [bank] = json["containers"].as_array().unwrap().as_slice() else { panic!("{json}") };
+    assert_eq!(bank["name"], "bank");
+    assert_eq!(bank["root"], "Bank");
+    assert_eq!(bank["address"], address.as_str());
+    assert_eq!(bank["address_bytes"], 128u64 << 30);
+    assert!(bank["pages"].as_u64().unwrap() >= 3, "{json}");
+    assert_eq!(bank["stored_bytes"].as_u64().unwrap(), bank["pages"].as_u64().unwrap() * 4096);
+    let words = run(&["ls", dir.to_str().unwrap()], &[]);
+    for word in ["bank", "Bank", &address] {
+        assert!(words.out.contains(word), "{word} is missing in {}", words.out);
+    }
+}
+
+/// Asserts that a command says no, in words and in JSON, and that its words say what to do.
+fn refused(args: &[&str], code: i32, kind: &str, words: &[&str]) {
+    let ran = run(args, &["--json"]);
+    let said = ran.json();
+    common::keys_are_documented(args[0], &said);
+    assert_eq!((ran.code, said["error"]["kind"].as_str()), (code, Some(kind)), "{args:?}: {said}");
+    assert_eq!(said["exit_code"], code);
+    let message = said["error"]["message"].as_str().unwrap();
+    assert!(ran.err.contains(message), "standard error says it too: {ran:?}");
+    for word in words {
+        assert!(message.contains(word), "{word:?} is missing in: {message}");
+    }
+}
+
+#[test]
+fn what_cannot_be_opened_has_an_exit_code_and_advice() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir(at("empty")).unwrap();
+    fs::write(at("file"), "text").unwrap();
+    let dir = at("store");
+    bank(dir.as_ref(), 10);
+    for command in ["ls", "stat", "verify"] {
+        refused(&[command, &at("missing")], 3, "missing", &["missing", "create"]);
+        refused(&[command, &at("file")], 3, "not_a_store", &["file", "give the directory"]);
+        refused(&[command, &at("empty")], 3, "not_a_store", &["empty", "give the directory"]);
+        assert!(!temp.path().join("missing").exists(), "looking makes nothing");
+        let held = stead::open(&dir).unwrap();
+        let pid = std::process::id().to_string();
+        refused(&[command, &dir], 3, "in_use", &[&pid, "wait"]);
+        drop(held);
+    }
+    // Both superblocks gone: too damaged to be opened.
+    let log = temp.path().join("store/log");
+    let mut bytes = fs::read(&log).unwrap();
+    bytes[100] ^= 1;
+    bytes[3 * 4096 + 100] ^= 1;
+    fs::write(&log, bytes).unwrap();
+    for command in ["ls", "stat", "verify"] {
+        refused(&[command, &dir], 1, "damaged", &["log", "backup"]);
+    }
+}
+
+#[test]
+fn a_line_that_is_not_understood() {
+    for args in [&["frobnicate"][..], &["ls"], &["verify", "--frob", "x"], &[]] {
+        let ran = run(args, &[]);
+        assert_eq!(ran.code, 2, "{args:?}: {ran:?}");
+        assert!(ran.out.is_empty() && ran.err.contains("Usage"), "{ran:?}");
+    }
+    let help = run(&["--help"], &[]);
+    assert_eq!(help.code, 0);
+    let documented = fs::read_to_string(common::DOCUMENT).unwrap();
+    for line in help.out.lines().skip_while(|line| !line.starts_with("Exit codes")).skip(1) {
+        let Some((code, meaning)) = line.trim().split_once("  ") else { continue };
+        assert!(
+            documented.contains(&format!("| {code} | {meaning}")),
+            "{line:?} is not documented"
+        );
+    }
+    assert!(help.out.contains("Exit codes"));
+}
+
+#[test]
+fn the_demo_in_json() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("demo");
+    let ran = run(&["demo", "--kills", "3", "--store", dir.to_str().unwrap()], &["--json"]);
+    let json = ran.json();
+    common::keys_are_documented("demo", &json);
+    assert_eq!((ran.code, json["kills"].as_u64()), (0, Some(3)), "{json}");
+}
