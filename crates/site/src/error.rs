@@ -286,6 +286,7 @@ pub enum RemoveError {
         /// Why.
         source: StabiliseError,
     },
+}
 
 impl ContainerError {
     /// Whether its bytes on the disk are not as they were written.

@@ -15,7 +15,9 @@ pub mod stat;
 pub mod step;
 
 pub use container::Opened;
-pub use error::{ContainerError, OpenError, OpenErrorKind, RemoveError, SectionError, StabiliseError};
+pub use error::{
+    ContainerError, OpenError, OpenErrorKind, RemoveError, SectionError, StabiliseError,
+};
 pub use join::Typed;
 pub use options::{ContainerOptions, OpenOptions};
 pub use site::Site;
