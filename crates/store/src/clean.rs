@@ -100,7 +100,7 @@ impl Store {
                 }
                 match entry {
                     Entry::Image(id) => {
-                        let now = self.locate(id)?;
+                        let now = self.view().locate(id)?;
                         let bytes = block(at.place.0 - start.0);
                         // What cannot be read whole stays where it is, to be reported when it is asked for.
                         if now.place == at.place && self.disk.check(entry, now, bytes).is_ok() {

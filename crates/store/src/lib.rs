@@ -49,6 +49,7 @@ mod space;
 mod store;
 mod tree;
 mod verify;
+mod view;
 
 pub use aligned::AlignedBuf;
 pub use batch::Batch;
@@ -63,3 +64,4 @@ pub use read::{Run, Stored};
 pub use recover::OpenReport;
 pub use store::{Stat, Store, StoreHeader};
 pub use verify::{Accounting, Verified, VerifyProgress};
+pub use view::View;

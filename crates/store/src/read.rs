@@ -1,15 +1,12 @@
 //! Reading pages, each checked against its checksum. Reading takes no lock while the disk is at work: if what it
-//! finds has been moved or written over meanwhile, it looks again. Read [`Store::read_page`] first.
+//! finds has been moved or written over meanwhile, it looks again. Read [`View::read_page`] first.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
+use stead_model::{PAGE_SIZE, PageId, PageNo};
 
 use crate::disk::BlockRead;
 use crate::error::ReadError;
-use crate::format::{Entry, Located, NodeId, Place};
-use crate::store::Store;
-use crate::tree::Visitor;
+use crate::format::{Entry, Located};
+use crate::view::View;
 
 /// Whether a page has an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,8 +26,8 @@ pub struct Run {
     pub pages: usize,
 }
 
-impl Store {
-    /// Reads a page as the last stabilisation left it; zeros if it was never stored.
+impl View<'_> {
+    /// Reads a page as it is in this state; zeros if it was never stored.
     ///
     /// # Errors
     /// If the image, or the map on the way to it, is damaged or cannot be read.
@@ -41,7 +38,7 @@ impl Store {
                 into.fill(0);
                 return Ok(Stored::Never);
             }
-            let read = self.disk.read_block(Entry::Image(id), at, into);
+            let read = self.store.disk.read_block(Entry::Image(id), at, into);
             let Err(error) = read else { return Ok(Stored::Image) };
             let now = self.locate(id)?;
             if now == at {
@@ -56,7 +53,7 @@ impl Store {
     /// left as it was. Pages behind the run are for the next call.
     ///
     /// # Errors
-    /// As for [`Store::read_page`], for the first page; a page behind it that has something wrong ends the run.
+    /// As for [`View::read_page`], for the first page; a page behind it that has something wrong ends the run.
     ///
     /// # Panics
     /// If `into` is not one or more whole pages.
@@ -84,14 +81,14 @@ impl Store {
             return Ok(Run { stored: Stored::Never, pages: places.len() });
         }
         let bytes = &mut into[..places.len() * PAGE_SIZE];
-        let read = self.disk.read(places[0].place.offset(), bytes);
+        let read = self.store.disk.read(places[0].place.offset(), bytes);
         let good = match read {
             Ok(()) => places
                 .iter()
                 .zip(bytes.chunks(PAGE_SIZE))
                 .enumerate()
                 .take_while(|&(i, (&at, page))| {
-                    self.disk.check(Entry::Image(id_of(i)), at, page).is_ok()
+                    self.store.disk.check(Entry::Image(id_of(i)), at, page).is_ok()
                 })
                 .count(),
             Err(_) => 0,
@@ -105,7 +102,7 @@ impl Store {
     }
 
     /// Reads pages that may lie anywhere in the file, at the same time where the disk can: each as
-    /// [`Store::read_page`] would, into the page of `into` that stands at its place in `ids`.
+    /// [`View::read_page`] would, into the page of `into` that stands at its place in `ids`.
     ///
     /// # Panics
     /// If `into` has not one page for each of `ids`.
@@ -127,7 +124,7 @@ impl Store {
                 Err(error) => stored.push(Err(error)),
             }
         }
-        self.disk.read_blocks(&mut reads);
+        self.store.disk.read_blocks(&mut reads);
         let images = stored.iter_mut().filter(|stored| matches!(stored, Ok(Stored::Image)));
         for (stored, read) in images.zip(reads) {
             let Entry::Image(id) = read.entry else { unreachable!("only images are read here") };
@@ -144,108 +141,18 @@ impl Store {
     pub(crate) fn locate(&self, id: PageId) -> Result<Located, ReadError> {
         loop {
             let (tree, version) = {
-                let state = self.state();
+                let state = self.store.state();
                 if let Some(at) = state.find_in_layers(id) {
                     return Ok(at);
                 }
                 (state.trees.get(&id.container).cloned(), state.version)
             };
             let Some(tree) = tree else { return Ok(Located::NEVER) };
-            match tree.find(id.page.0, &self.disk) {
+            match tree.find(id.page.0, &self.store.disk) {
                 // A map that is no longer in force may have been written over meanwhile.
-                Err(_) if self.state().version != version => {}
+                Err(_) if self.store.state().version != version => {}
                 found => return found,
             }
         }
     }
-
-    /// The containers of which something may be stored, in order.
-    #[must_use]
-    pub fn containers(&self) -> Vec<ContainerId> {
-        let state = self.state();
-        let mut stored: BTreeMap<ContainerId, bool> =
-            state.trees.keys().map(|&container| (container, true)).collect();
-        for layer in state.frozen.as_deref().into_iter().chain([&state.active]) {
-            for (container, changes) in layer.containers() {
-                let below = !changes.dropped && stored.contains_key(&container);
-                let here = changes.pages.values().any(|at| !at.is_never());
-                stored.insert(container, below || here);
-            }
-        }
-        stored.into_iter().filter(|&(_, some)| some).map(|(container, _)| container).collect()
-    }
-
-    /// The pages of a container that have images, in order.
-    ///
-    /// # Errors
-    /// If the container's map is damaged or cannot be read.
-    pub fn stored_pages(&self, container: ContainerId) -> Result<Vec<PageRange>, ReadError> {
-        loop {
-            let (tree, layers, version) = {
-                let state = self.state();
-                let layers: Vec<_> = state
-                    .frozen
-                    .as_deref()
-                    .into_iter()
-                    .chain([&state.active])
-                    .filter_map(|layer| layer.changes(container).cloned())
-                    .collect();
-                (state.trees.get(&container).cloned(), layers, state.version)
-            };
-            let mut pages = Pages::default();
-            if let Some(tree) = tree
-                && !layers.iter().any(|changes| changes.dropped)
-            {
-                tree.visit(&self.disk, &mut pages);
-            }
-            match pages.unreadable {
-                Some(_) if self.state().version != version => continue,
-                Some(error) => return Err(error),
-                None => {}
-            }
-            let mut stored: BTreeSet<u64> = pages.stored.into_iter().collect();
-            for changes in layers {
-                if changes.dropped {
-                    stored.clear();
-                }
-                for (page, at) in changes.pages {
-                    if at.is_never() {
-                        stored.remove(&page);
-                    } else {
-                        stored.insert(page);
-                    }
-                }
-            }
-            return Ok(ranges(stored));
-        }
-    }
-}
-
-#[derive(Default)]
-struct Pages {
-    stored: Vec<u64>,
-    unreadable: Option<ReadError>,
-}
-
-impl Visitor for Pages {
-    fn page(&mut self, page: u64, _: Located) {
-        self.stored.push(page);
-    }
-
-    fn node(&mut self, _: NodeId, _: Place) {}
-
-    fn unreadable(&mut self, _: NodeId, error: ReadError) {
-        self.unreadable = Some(error);
-    }
-}
-
-fn ranges(pages: impl IntoIterator<Item = u64>) -> Vec<PageRange> {
-    let mut ranges: Vec<PageRange> = Vec::new();
-    for page in pages {
-        match ranges.last_mut() {
-            Some(last) if last.end == page => last.end += 1,
-            _ => ranges.push(PageRange::new(page, page + 1)),
-        }
-    }
-    ranges
 }

@@ -1,5 +1,5 @@
 //! The store as its user holds it, and what its parts share. The verbs have files of their own: `commit`,
-//! `read`, `keep` with `checkpoint` and `clean`, `recover`, `verify`. Read [`Store`] first, then `State`.
+//! `view` with `read`, `keep` with `checkpoint` and `clean`, `recover`, `verify`. Read [`Store`] first, then `State`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
