@@ -279,6 +279,8 @@ impl Store {
     }
 
     fn put_in_force(&self, stored: Stored, frozen: &Layer, replay_blocks: u64) {
+        // Behind the writing of the root: who pins an older one from now on finds it gone.
+        let oldest_pin = self.hold.oldest_pin();
         let mut state = self.state_mut();
         for (container, tree) in stored.trees {
             match tree {
@@ -297,7 +299,8 @@ impl Store {
         state.replay_blocks -= replay_blocks;
         for generation in stored.generations {
             state.generation = generation;
-            state.space.publish(generation, stored.tree_counts.clone(), &stored.position);
+            let counts = stored.tree_counts.clone();
+            state.space.publish(generation, counts, &stored.position, oldest_pin);
         }
     }
 

@@ -75,6 +75,7 @@ impl Store {
     /// The store is as before and the batch still holds everything: committing it again, or with newer images, is
     /// right. After a failed write or flush that goes to another place, behind new roots.
     pub fn commit(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
+        self.check_writable()?;
         let mut writer = self.writer();
         let images = batch.settle();
         let entries = self.entries(batch, &images);

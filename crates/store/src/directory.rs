@@ -2,7 +2,8 @@
 //! the store. Read [`Store::create`] and [`Store::open`] first.
 //!
 //! The lock is an fcntl lock, which a forked child does not inherit, together with a list of what this very
-//! process holds, because fcntl locks do not exclude the process that has them.
+//! process holds, because fcntl locks do not exclude the process that has them. Who only reads takes no lock here:
+//! see `pin` and `reader`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,7 +14,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
-use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
 use stead_model::WINDOW_COUNT;
 
 use crate::error::{CreateError, Held, OpenError};
@@ -21,12 +21,13 @@ use crate::file::FileMedium;
 use crate::format::{BLOCK, FORMAT_VERSION, HEADER_BLOCKS, LogPosition, Place, ROOTS, Root};
 use crate::format::{SUPERBLOCKS, Superblock};
 use crate::medium::Medium;
-use crate::recover::{OpenReport, open_at};
+use crate::pin;
+use crate::recover::{Hold, OpenReport, open_at};
 use crate::space::{Layout, SEGMENT_BLOCKS};
 use crate::store::Store;
 
 const LOCK: &str = "lock";
-const LOG: &str = "log";
+pub(crate) const LOG: &str = "log";
 /// The log while it is being made.
 const LOG_NEW: &str = "log.new";
 
@@ -105,11 +106,11 @@ impl Store {
             }
         };
         // Nobody else has had time to.
-        lock_log(&medium, dir).map_err(|error| match error {
+        let lock = lock.with_log(dir).map_err(|error| match error {
             LockError::Held(held) => CreateError::Held(held),
             LockError::Io(source) => io_error(&log, "locking")(source),
         })?;
-        let (store, _) = open_at(Arc::new(medium), &log, Some(lock))
+        let (store, _) = open_at(Arc::new(medium), &log, Hold::Owner(lock))
             .map_err(|error| io_error(&log, "opening anew")(io::Error::other(error.to_string())))?;
         Ok(store)
     }
@@ -138,7 +139,7 @@ impl Store {
         }
         let made = superblock(options).and_then(|superblock| format_medium(&*medium, &superblock));
         made.map_err(|source| CreateError::Io { path: path.clone(), action: "creating", source })?;
-        let (store, _) = open_at(medium, &path, None).map_err(|error| CreateError::Io {
+        let (store, _) = open_at(medium, &path, Hold::Alone).map_err(|error| CreateError::Io {
             path: path.clone(),
             action: "opening anew",
             source: io::Error::other(error.to_string()),
@@ -152,58 +153,54 @@ impl Store {
     /// # Errors
     /// One for each way in which that may not be possible; nothing has been changed then.
     pub fn open(dir: &Path) -> Result<(Store, OpenReport), OpenError> {
-        let io_error = |path: &Path, action| {
-            let path = path.to_path_buf();
-            move |source: io::Error| match source.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    OpenError::NotWritable { path, source }
-                }
-                _ => OpenError::Io { path, action, source },
-            }
-        };
-        match fs::metadata(dir) {
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => return Err(OpenError::NotADirectory { dir: dir.into() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(OpenError::Missing { dir: dir.into() });
-            }
-            Err(error) => return Err(io_error(dir, "opening")(error)),
-        }
+        find_log(dir)?;
         let log = dir.join(LOG);
-        match fs::metadata(&log) {
-            Ok(found) if found.is_file() => {}
-            Ok(_) => {
-                let why = "its `log` is not a file".into();
-                return Err(OpenError::NotAStore { path: dir.into(), why });
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let why = "it has no file `log`".into();
-                return Err(OpenError::NotAStore { path: dir.into(), why });
-            }
-            Err(error) => return Err(io_error(&log, "opening")(error)),
-        }
         let lock = DirectoryLock::take(dir).map_err(|error| match error {
             LockError::Held(held) => OpenError::Held(held),
             LockError::Io(source) => io_error(&dir.join(LOCK), "locking")(source),
         })?;
         let medium = FileMedium::open(&log).map_err(io_error(&log, "opening"))?;
-        match lock_log(&medium, dir) {
-            Ok(()) => open_at(Arc::new(medium), &log, Some(lock)),
+        // Behind the last opening of the log here that may fail: closing a descriptor lets go of the lock.
+        match lock.with_log(dir) {
+            Ok(lock) => open_at(Arc::new(medium), &log, Hold::Owner(lock)),
             Err(LockError::Held(held)) => Err(OpenError::Held(held)),
             Err(LockError::Io(source)) => Err(io_error(&log, "locking")(source)),
         }
     }
 }
 
-/// Locks the log as well: the file `lock` looks as if it could be deleted.
-fn lock_log(medium: &FileMedium, dir: &Path) -> Result<(), LockError> {
-    let file = medium.file();
-    match fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(()),
-        Err(Errno::AGAIN | Errno::ACCESS) => {
-            Err(LockError::Held(Held { dir: dir.into(), pid: holder(file), this_process: false }))
+fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> OpenError + use<> {
+    let path = path.to_path_buf();
+    move |source: io::Error| match source.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            OpenError::NotWritable { path, source }
         }
-        Err(error) => Err(LockError::Io(error.into())),
+        _ => OpenError::Io { path, action, source },
+    }
+}
+
+/// Says with words why a directory is no store.
+pub(crate) fn find_log(dir: &Path) -> Result<(), OpenError> {
+    match fs::metadata(dir) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(OpenError::NotADirectory { dir: dir.into() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(OpenError::Missing { dir: dir.into() });
+        }
+        Err(error) => return Err(io_error(dir, "opening")(error)),
+    }
+    let log = dir.join(LOG);
+    match fs::metadata(&log) {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(_) => {
+            let why = "its `log` is not a file".into();
+            Err(OpenError::NotAStore { path: dir.into(), why })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let why = "it has no file `log`".into();
+            Err(OpenError::NotAStore { path: dir.into(), why })
+        }
+        Err(error) => Err(io_error(&log, "opening")(error)),
     }
 }
 
@@ -294,20 +291,72 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Directories held by this process: device, inode, and the process that took them (a forked child finds
-/// its parent's here, and does not hold them).
-static HELD: Mutex<Vec<(u64, u64, u32)>> = Mutex::new(Vec::new());
+/// Directories held by this process.
+static HELD: Mutex<Vec<HeldHere>> = Mutex::new(Vec::new());
 
-fn held() -> MutexGuard<'static, Vec<(u64, u64, u32)>> {
+fn held() -> MutexGuard<'static, Vec<HeldHere>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A directory held by this process.
+#[derive(Debug)]
+struct HeldHere {
+    key: Key,
+    /// Descriptors of its log that readers of this process are done with: closing one would let go of the lock.
+    to_close: Vec<File>,
+}
+
+/// A directory's device and inode, and the process that took it (a forked child finds its parent's in the list,
+/// and does not hold them).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Key(u64, u64, u32);
+
+impl Key {
+    pub(crate) fn of(dir: &Path) -> io::Result<Self> {
+        let found = fs::metadata(dir)?;
+        Ok(Key(found.dev(), found.ino(), std::process::id()))
+    }
+}
+
+/// A descriptor of a log for reading. If this process has the store's lock, it is closed only after that, because
+/// closing any descriptor of a file lets go of the process's fcntl locks on it.
+#[derive(Debug)]
+pub(crate) struct LogFile {
+    file: Option<File>,
+    key: Key,
+}
+
+impl LogFile {
+    pub(crate) fn new(file: File, key: Key) -> Self {
+        LogFile { file: Some(file), key }
+    }
+
+    /// Whether this very process has the store's lock.
+    pub(crate) fn is_held_here(&self) -> bool {
+        held().iter().any(|held| held.key == self.key)
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        self.file.as_ref().expect("there until dropped")
+    }
+}
+
+impl Drop for LogFile {
+    fn drop(&mut self) {
+        let mut held = held();
+        if let Some(held) = held.iter_mut().find(|held| held.key == self.key) {
+            held.to_close.extend(self.file.take());
+        }
+    }
 }
 
 /// The right to use a directory, until dropped.
 #[derive(Debug)]
 pub(crate) struct DirectoryLock {
-    key: (u64, u64, u32),
-    /// The lock goes when this is closed.
+    key: Key,
+    /// The locks go when these are closed.
     _file: File,
+    log: Option<File>,
 }
 
 enum LockError {
@@ -317,12 +366,11 @@ enum LockError {
 
 impl DirectoryLock {
     fn take(dir: &Path) -> Result<Self, LockError> {
-        let found = fs::metadata(dir).map_err(LockError::Io)?;
+        let key = Key::of(dir).map_err(LockError::Io)?;
         let pid = std::process::id();
-        let key = (found.dev(), found.ino(), pid);
         // Asked before the file is opened: closing any descriptor of it would let go of the lock.
         let mut held = held();
-        if held.contains(&key) {
+        if held.iter().any(|held| held.key == key) {
             let (dir, pid) = (dir.into(), Some(pid));
             return Err(LockError::Held(Held { dir, pid, this_process: true }));
         }
@@ -336,33 +384,37 @@ impl DirectoryLock {
         match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::AGAIN | Errno::ACCESS) => {
-                let dir = dir.into();
-                return Err(LockError::Held(Held { dir, pid: holder(&file), this_process: false }));
+                let (dir, pid) = (dir.into(), pin::owner(&file));
+                return Err(LockError::Held(Held { dir, pid, this_process: false }));
             }
             Err(error) => return Err(LockError::Io(error.into())),
         }
         // For people who look; what counts is the lock.
         file.set_len(0).and_then(|()| writeln!(file, "{pid}")).map_err(LockError::Io)?;
-        held.push(key);
-        Ok(DirectoryLock { key, _file: file })
+        held.push(HeldHere { key, to_close: Vec::new() });
+        Ok(DirectoryLock { key, _file: file, log: None })
+    }
+
+    /// Locks the log as well: the file `lock` looks as if it could be deleted.
+    fn with_log(mut self, dir: &Path) -> Result<Self, LockError> {
+        let log = OpenOptions::new().read(true).write(true).open(dir.join(LOG));
+        let log = log.map_err(LockError::Io)?;
+        if !pin::own(&log).map_err(LockError::Io)? {
+            let (dir, pid) = (dir.into(), pin::owner(&log));
+            return Err(LockError::Held(Held { dir, pid, this_process: false }));
+        }
+        self.log = Some(log);
+        Ok(self)
+    }
+
+    /// The oldest generation that somebody reads.
+    pub(crate) fn oldest_pin(&self) -> u64 {
+        self.log.as_ref().map_or(u64::MAX, pin::oldest)
     }
 }
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        held().retain(|key| *key != self.key);
+        held().retain(|held| held.key != self.key);
     }
-}
-
-/// The process that holds the lock on the file.
-fn holder(file: &File) -> Option<u32> {
-    let whole_file = Flock {
-        start: 0,
-        length: 0,
-        pid: None,
-        typ: FlockType::WriteLock,
-        offset_type: FlockOffsetType::Set,
-    };
-    let found = fcntl_getlk(file, &whole_file).ok().flatten()?;
-    u32::try_from(found.pid?.as_raw_nonzero().get()).ok()
 }

@@ -54,14 +54,9 @@ impl FileMedium {
         Self::with(path, OpenOptions::new().read(true).write(true), false)
     }
 
-    /// The file, for a lock on it.
-    pub(crate) fn file(&self) -> &File {
-        &self.buffered
-    }
-
     fn with(path: &Path, options: &OpenOptions, try_direct: bool) -> io::Result<Self> {
         let buffered = options.open(path)?;
-        let direct = if try_direct { open_direct(path)? } else { None };
+        let direct = if try_direct { open_direct(path, true)? } else { None };
         if direct.is_none() {
             // After a failed flush the kernel keeps what it could not write as if it had been written; a
             // store opened anew must see the disk, not that.
@@ -86,9 +81,9 @@ impl FileMedium {
 
 /// A second descriptor with O_DIRECT, or `None` where that is refused: with EINVAL at opening, or (some
 /// file systems) at the first read.
-fn open_direct(path: &Path) -> io::Result<Option<File>> {
+pub(crate) fn open_direct(path: &Path, write: bool) -> io::Result<Option<File>> {
     let flags = i32::try_from(OFlags::DIRECT.bits()).expect("a flag of open fits its argument");
-    let file = match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
+    let file = match OpenOptions::new().read(true).write(write).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if refuses_direct(&error) => return Ok(None),
         Err(error) => return Err(error),

@@ -68,6 +68,9 @@ impl Store {
     /// Whether [`Store::maintain`] has something to do. Costs nothing to ask.
     #[must_use]
     pub fn wants_maintenance(&self) -> bool {
+        if self.is_read_only() {
+            return false;
+        }
         if self.needs_epoch.load(Ordering::SeqCst) {
             return true;
         }
@@ -84,6 +87,7 @@ impl Store {
     /// # Errors
     /// What went wrong with the disk. Nothing is lost; calling again later is right.
     pub fn maintain(&self) -> Result<Maintained, CommitError> {
+        self.check_writable()?;
         let mut done = Maintained::default();
         if self.needs_epoch.load(Ordering::SeqCst) {
             let mut writer = self.writer();
@@ -118,6 +122,7 @@ impl Store {
     /// # Errors
     /// As for [`Store::maintain`].
     pub fn checkpoint(&self) -> Result<(), CommitError> {
+        self.check_writable()?;
         if self.needs_epoch.load(Ordering::SeqCst) {
             return self.maintain().map(drop);
         }
@@ -135,9 +140,11 @@ impl Store {
         (recent * 2 + FREE_LEAST).min(FREE_MOST).min(room).max(least)
     }
 
-    /// How many segments the file may have: twice its live data and some.
+    /// How many segments the file may have: twice its live data and some, and what readers keep from being used
+    /// again.
     pub(crate) fn segments_allowed(&self, state: &State) -> u64 {
-        (state.space.live_blocks() * 2).div_ceil(self.layout().segment_blocks) + SLACK_SEGMENTS
+        let live = (state.space.live_blocks() * 2).div_ceil(self.layout().segment_blocks);
+        live + SLACK_SEGMENTS + state.space.kept_segments() as u64
     }
 
     /// Makes the file longer by `segments`; ahead of need (`prewrite`) its new blocks are written once, so
@@ -228,7 +235,8 @@ impl Store {
         let (allowed, segments, pending) = {
             let state = self.state();
             let space = &state.space;
-            (self.segments_allowed(&state), space.segments() as u64, space.pending_segments())
+            let pending = space.pending_segments() - space.kept_segments();
+            (self.segments_allowed(&state), space.segments() as u64, pending)
         };
         if pending > 0 {
             // They wait for nothing but a root.

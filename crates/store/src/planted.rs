@@ -20,6 +20,8 @@ pub enum Bug {
     OneRoot,
     /// The first unreadable chunk is taken for the end of the log.
     BlindTail,
+    /// Segments are used again although a reader of another process needs them.
+    PinsIgnored,
 }
 
 #[cfg(feature = "planted")]

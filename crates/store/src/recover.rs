@@ -24,6 +24,7 @@ use crate::keep::Keeper;
 use crate::layer::Layer;
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
+use crate::reader::Reading;
 use crate::space::{Layout, Space};
 use crate::store::{State, Store, StoreHeader, enter};
 use crate::tree::Tree;
@@ -61,15 +62,64 @@ impl Store {
     /// # Errors
     /// If it is no store, a newer one, or so damaged that a whole state cannot be had.
     pub fn open_on(medium: Arc<dyn Medium>) -> Result<(Store, OpenReport), OpenError> {
-        open_at(medium, Path::new("log"), None)
+        open_at(medium, Path::new("log"), Hold::Alone)
     }
 }
+
+/// In which way a store is held.
+#[derive(Debug)]
+pub(crate) enum Hold {
+    /// On a medium that nobody else can reach.
+    Alone,
+    /// By the one process that may write it.
+    Owner(DirectoryLock),
+    /// For reading, while its owner, if there is one, goes on.
+    Reader(Reading),
+}
+
+impl Hold {
+    /// The oldest generation that somebody reads.
+    pub(crate) fn oldest_pin(&self) -> u64 {
+        match self {
+            Hold::Owner(lock) => lock.oldest_pin(),
+            Hold::Alone | Hold::Reader(_) => u64::MAX,
+        }
+    }
+
+    fn reading(&self) -> Option<&Reading> {
+        match self {
+            Hold::Reader(reading) => Some(reading),
+            Hold::Alone | Hold::Owner(_) => None,
+        }
+    }
+}
+
+/// How often a reader begins again because the owner has written a root meanwhile.
+const READER_ATTEMPTS: u32 = 10_000;
 
 pub(crate) fn open_at(
     medium: Arc<dyn Medium>,
     path: &Path,
-    lock: Option<DirectoryLock>,
+    hold: Hold,
 ) -> Result<(Store, OpenReport), OpenError> {
+    let mut hold = hold;
+    for _ in 0..READER_ATTEMPTS {
+        match try_open(Arc::clone(&medium), path, hold)? {
+            Opening::Done(opened) => return Ok(*opened),
+            Opening::Overtaken(again) => hold = again,
+        }
+    }
+    let source = io::Error::other("its owner writes roots faster than they can be read");
+    Err(OpenError::Io { path: path.into(), action: "reading", source })
+}
+
+enum Opening {
+    Done(Box<(Store, OpenReport)>),
+    /// The root that a reader chose has been written over before it was pinned.
+    Overtaken(Hold),
+}
+
+fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening, OpenError> {
     let io_error = |action, source| OpenError::Io { path: path.into(), action, source };
     let damaged = |damage| OpenError::Damaged { path: path.into(), damage };
     let read_error = |error| match error {
@@ -89,9 +139,9 @@ pub(crate) fn open_at(
     let superblock = decode_superblock(SUPERBLOCKS.map(block), path)?;
     let store_id = superblock.store_id;
 
-    let disk = Disk::new(medium, Sealer::new(store_id));
+    let disk = Disk::new(Arc::clone(&medium), Sealer::new(store_id));
     let layout = Layout { segment_blocks: u64::from(superblock.segment_blocks) };
-    let segments = (len / BLOCK as u64 - HEADER_BLOCKS) / layout.segment_blocks;
+    let segments = layout.segments_in(len);
 
     // The newest root whose table can be read as well; the older one leads to the same state.
     let mut roots: Vec<(usize, Root)> = (0..2)
@@ -104,7 +154,19 @@ pub(crate) fn open_at(
     let mut loaded = None;
     let mut first_error = None;
     for (slot, root) in &roots {
-        match load_table(&disk, layout, root, segments as usize) {
+        if let Some(reading) = hold.reading() {
+            let pinned = reading.pin(root.generation).and_then(|()| {
+                let mut block = vec![0; BLOCK];
+                medium.read(Place(ROOTS[*slot]).offset(), &mut block)?;
+                Ok(Root::decode(&block, store_id, *slot).as_ref() == Some(root))
+            });
+            if !pinned.map_err(|source| io_error("pinning", source))? {
+                return Ok(Opening::Overtaken(hold));
+            }
+        }
+        // A file that its owner has made shorter since has lost segments that were free already.
+        let segments = if hold.reading().is_some() { segments.max(root.segments as usize) } else { segments };
+        match load_table(&disk, layout, root, segments) {
             Ok(table) => {
                 loaded = Some((*slot, root.clone(), table));
                 break;
@@ -117,7 +179,8 @@ pub(crate) fn open_at(
     };
     let fell_back = roots.len() < 2 || root.generation != newest.generation;
 
-    let mut replay = Replay::new(&disk, layout, store_id, space, root.position);
+    let mut replay =
+        Replay::new(&disk, layout, store_id, space, root.position, hold.reading().is_some());
     replay.run().map_err(read_error)?;
     if replay.position.sequence < newest.position.sequence {
         let offset = replay.position.place.offset();
@@ -133,17 +196,25 @@ pub(crate) fn open_at(
     if !cold.is_none() {
         space.note_cold(cold);
     }
-    if report.records_replayed > 0 {
+    let oldest_pin = hold.oldest_pin();
+    if oldest_pin <= newest.generation && (fell_back || oldest_pin < root.generation) {
+        space.hold_back(newest.generation + 1);
+    }
+    if report.records_replayed > 0 && hold.reading().is_none() {
         // What is shown from now on must not vanish: the last record may not have been flushed.
         disk.sync(Purpose::Upkeep, disk.failures())
             .map_err(|error| io_error("flushing", io::Error::other(error.to_string())))?;
     }
+    let live = hold.reading().is_some_and(Reading::has_owner);
     let report = OpenReport {
         last_sequence: position.sequence,
         bytes_read: disk.counters().read_bytes + header_len as u64,
-        fell_back,
+        // While the owner is at work, that is how its own writing looks.
+        fell_back: fell_back && !live,
+        unfinished: report.unfinished.filter(|_| !live),
         ..report
     };
+    let needs_epoch = hold.reading().is_none();
     let store = Store {
         header: StoreHeader::from(superblock),
         disk,
@@ -166,11 +237,11 @@ pub(crate) fn open_at(
             stuck: Vec::new(),
         }),
         growing: Mutex::new(()),
-        needs_epoch: AtomicBool::new(true),
+        needs_epoch: AtomicBool::new(needs_epoch),
         recent_need: AtomicU64::new(0),
-        _lock: lock,
+        hold,
     };
-    Ok((store, report))
+    Ok(Opening::Done(Box::new((store, report))))
 }
 
 fn decode_superblock(blocks: [&[u8]; 2], path: &Path) -> Result<Superblock, OpenError> {
@@ -290,6 +361,8 @@ struct Replay<'a> {
     layout: Layout,
     store_id: u128,
     window: Window,
+    /// Whether the owner may be writing at the chain's end.
+    live: bool,
     /// Behind the last record that counts.
     position: LogPosition,
     layer: Layer,
@@ -305,6 +378,7 @@ impl<'a> Replay<'a> {
         store_id: u128,
         space: Space,
         position: LogPosition,
+        live: bool,
     ) -> Self {
         Replay {
             disk,
@@ -317,6 +391,7 @@ impl<'a> Replay<'a> {
                 blocks: 0,
                 scanning: false,
             },
+            live,
             position,
             layer: Layer::default(),
             space,
@@ -354,12 +429,14 @@ impl<'a> Replay<'a> {
                 }
             }
         }
+        let mut cut_off = None;
         if let Some(record) = unproven {
             if planted::is(Bug::ChecksumSkipped) || self.is_whole(&record)? {
                 self.apply(record);
             } else {
                 self.report.unfinished = Some(record.behind.sequence);
                 cursor.sequence -= 1;
+                cut_off = Some(record);
             }
         }
         let under_way = cursor.sequence + 1;
@@ -368,6 +445,7 @@ impl<'a> Replay<'a> {
         }
         if !planted::is(Bug::BlindTail)
             && let Some((at, chunk)) = self.look_onward(&cursor, under_way)?
+            && !(self.live && self.has_come(&cursor, open.len(), cut_off)?)
         {
             let what = format!(
                 "chunk {} of the record chain, of stabilisation {under_way} or later, is unreadable; a chunk \
@@ -385,6 +463,35 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    /// Whether what was missing at the cursor is there now: the owner has written it, and more, since it was looked
+    /// for. The state before it has been acknowledged then, and is as good as any later one.
+    fn has_come(
+        &mut self,
+        cursor: &LogPosition,
+        ordinal: usize,
+        cut_off: Option<Record>,
+    ) -> Result<bool, ReadError> {
+        if let Some(record) = cut_off {
+            return self.is_whole(&record);
+        }
+        self.window.held = 0;
+        self.window.scanning = false;
+        Ok(self.next(cursor, ordinal)?.is_some())
+    }
+
+    /// Whether the file has a segment for this block.
+    fn has(&mut self, place: Place) -> bool {
+        if !self.space.has(place)
+            && self.live
+            && let Ok(len) = self.disk.len()
+        {
+            // The owner has made it longer meanwhile.
+            let (now, then) = (self.layout.segments_in(len), self.space.segments());
+            self.space.add_segments(now.saturating_sub(then), true);
+        }
+        self.space.has(place)
+    }
+
     /// The chunk at the cursor, if it is the chain's next, with its checksum.
     fn next(
         &mut self,
@@ -398,13 +505,13 @@ impl<'a> Replay<'a> {
             && chunk.sequence == cursor.sequence + 1
             && chunk.ordinal as usize == ordinal
             && chunk.blocks() <= self.layout.room(cursor.place)
-            && self.space.has(chunk.next_segment);
+            && self.has(chunk.next_segment);
         Ok(is_next.then_some((chunk, checksum)))
     }
 
     /// Whether what lies at the cursor seems to have been meant as the chain's next chunk.
     fn resembles_next(&mut self, cursor: &LogPosition) -> Result<bool, ReadError> {
-        if !self.space.has(cursor.place) {
+        if !self.has(cursor.place) {
             return Ok(false);
         }
         let end = cursor.place.plus(self.layout.room(cursor.place));
@@ -417,7 +524,7 @@ impl<'a> Replay<'a> {
     }
 
     fn header_at(&mut self, place: Place) -> Result<Option<(Chunk, u64)>, ReadError> {
-        if !self.space.has(place) {
+        if !self.has(place) {
             return Ok(None);
         }
         let segment_end = place.plus(self.layout.room(place));

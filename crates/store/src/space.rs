@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
-use crate::format::{CHUNK_ENTRIES, HEADER_BLOCKS, LogPosition, Place};
+use crate::format::{BLOCK, CHUNK_ENTRIES, HEADER_BLOCKS, LogPosition, Place};
 use crate::planted::{self, Bug};
 
 /// Sizes that a segment may have, in blocks.
@@ -93,6 +93,12 @@ impl Layout {
         }
     }
 
+    /// Whole segments in a file of this length.
+    pub(crate) fn segments_in(self, file_bytes: u64) -> usize {
+        let blocks = (file_bytes / BLOCK as u64).saturating_sub(HEADER_BLOCKS);
+        (blocks / self.segment_blocks) as usize
+    }
+
     pub(crate) fn file_bytes(self, segments: usize) -> u64 {
         Place(HEADER_BLOCKS + segments as u64 * self.segment_blocks).offset()
     }
@@ -113,6 +119,8 @@ pub(crate) struct Space {
     /// The segment that the cold stream is writing.
     cold: Option<u32>,
     live: u64,
+    /// Pending segments that only wait for readers.
+    kept: usize,
 }
 
 impl Space {
@@ -125,6 +133,7 @@ impl Space {
             chain: VecDeque::new(),
             cold: None,
             live: 0,
+            kept: 0,
         }
     }
 
@@ -140,9 +149,14 @@ impl Space {
         self.free.len()
     }
 
-    /// Segments that become free as roots are written.
+    /// Segments that become free as roots are written, or readers go.
     pub(crate) fn pending_segments(&self) -> usize {
         self.segments.iter().filter(|s| matches!(s.state, State::Pending { .. })).count()
+    }
+
+    /// Those of them that, when the last root was written, waited for readers only.
+    pub(crate) fn kept_segments(&self) -> usize {
+        self.kept
     }
 
     /// Blocks that something refers to; those that a layer will let go of at the next root included.
@@ -336,12 +350,14 @@ impl Space {
     }
 
     /// Root `generation` is durable: the map's counts are now `tree_counts`, the record chain is needed
-    /// from `position` on, and what no root needs becomes free.
+    /// from `position` on, and what no root needs becomes free, unless a reader needs it who still reads from
+    /// a root as old as `oldest_pin`.
     pub(crate) fn publish(
         &mut self,
         generation: u64,
         mut tree_counts: Vec<u32>,
         position: &LogPosition,
+        oldest_pin: u64,
     ) {
         tree_counts.resize(self.segments.len(), 0);
         let first = self.layout.segment_of(position.place) as u32;
@@ -351,13 +367,18 @@ impl Space {
         }
         let needed: BTreeSet<u32> = self.chain.iter().copied().chain(self.cold).collect();
         self.live = 0;
+        self.kept = 0;
         for (i, segment) in self.segments.iter_mut().enumerate() {
             segment.tree = tree_counts[i];
             self.live += u64::from(segment.live());
             let unneeded = segment.live() == 0 && !needed.contains(&(i as u32));
             let was = segment.state;
             segment.state = match was {
-                State::Pending { since } if since < generation => State::Free,
+                State::Pending { since } if since < generation && since <= oldest_pin => State::Free,
+                State::Pending { since } => {
+                    self.kept += usize::from(since > oldest_pin);
+                    was
+                }
                 State::InUse if unneeded && planted::is(Bug::EarlyReuse) => State::Free,
                 State::InUse if unneeded => State::Pending { since: generation },
                 state => state,
@@ -367,6 +388,15 @@ impl Space {
                 self.unwritten.remove(&(i as u32));
                 self.free.insert(i as u32);
             }
+        }
+    }
+
+    /// Free segments wait for readers of roots before `since`: which of them one still needs is not known of what an
+    /// earlier owner gave free.
+    pub(crate) fn hold_back(&mut self, since: u64) {
+        for segment in std::mem::take(&mut self.free) {
+            self.segments[segment as usize].state = State::Pending { since };
+            self.kept += 1;
         }
     }
 
@@ -442,12 +472,12 @@ mod tests {
         space.count_layer(a.plus(1));
         assert_eq!(space.live_blocks(), 1);
         // The chain has gone on to b, and the root knows it; a still holds a page.
-        space.publish(5, vec![], &position(b));
+        space.publish(5, vec![], &position(b), u64::MAX);
         assert_eq!(space.pending_segments(), 0);
         space.uncount_layer(a.plus(1));
-        space.publish(6, vec![], &position(b));
+        space.publish(6, vec![], &position(b), u64::MAX);
         assert_eq!((space.pending_segments(), space.free_segments()), (1, 4));
-        space.publish(7, vec![], &position(b));
+        space.publish(7, vec![], &position(b), u64::MAX);
         assert_eq!((space.pending_segments(), space.free_segments()), (0, 5));
         assert_eq!(space.contradictions(), []);
         // Two free segments stay for the cold stream.
@@ -462,6 +492,34 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_waits_for_readers() {
+        let mut space = Space::new(Layout { segment_blocks: 8 });
+        space.add_segments(6, true);
+        let a = space.extend_chain(true).unwrap();
+        let b = space.extend_chain(true).unwrap();
+        // Somebody reads from root 5, which still begins in a.
+        space.publish(5, vec![], &position(a), u64::MAX);
+        space.publish(6, vec![], &position(b), 5);
+        assert_eq!((space.pending_segments(), space.kept_segments()), (1, 0), "waits for root 7");
+        for generation in 7..9 {
+            space.publish(generation, vec![], &position(b), 5);
+            assert_eq!((space.pending_segments(), space.kept_segments()), (1, 1));
+        }
+        // A reader of the root that let go of it does not need it.
+        space.publish(9, vec![], &position(b), 6);
+        assert_eq!((space.pending_segments(), space.kept_segments()), (0, 0));
+        // What an earlier owner gave free may be what a reader of its time still reads.
+        space.hold_back(10);
+        assert_eq!((space.free_segments(), space.kept_segments()), (0, 5));
+        space.publish(10, vec![], &position(b), 8);
+        space.publish(11, vec![], &position(b), 8);
+        assert_eq!(space.kept_segments(), 5);
+        space.publish(12, vec![], &position(b), 12);
+        assert_eq!((space.free_segments(), space.kept_segments()), (5, 0));
+        assert_eq!(space.contradictions(), []);
+    }
+
+    #[test]
     fn the_table_brings_all_back() {
         let layout = Layout { segment_blocks: 8 };
         let mut space = Space::new(layout);
@@ -470,7 +528,7 @@ mod tests {
         let cold = space.take_cold().unwrap();
         let counts = vec![0, 3, 0, 0, 0];
         let bytes = space.encode(&counts, 9);
-        space.publish(9, counts, &position(a));
+        space.publish(9, counts, &position(a), u64::MAX);
         let table: Vec<u32> =
             bytes.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
         let mut back = Space::decode(layout, 9, &table).unwrap();

@@ -9,11 +9,12 @@ use stead_model::{ContainerId, PageId};
 
 use crate::batch::Batch;
 use crate::commit::Writer;
-use crate::directory::DirectoryLock;
 use crate::disk::{Counters, Disk};
+use crate::error::CommitError;
 use crate::format::{BLOCK, Entry, HEADER_BLOCKS, Located, LogPosition, Superblock};
 use crate::keep::Keeper;
 use crate::layer::Layer;
+use crate::recover::Hold;
 use crate::space::{Layout, Space};
 use crate::tree::Tree;
 
@@ -35,8 +36,8 @@ pub struct Store {
     pub(crate) needs_epoch: AtomicBool,
     /// Segments that the largest recent stabilisation took.
     pub(crate) recent_need: AtomicU64,
-    /// Held for its `Drop`.
-    pub(crate) _lock: Option<DirectoryLock>,
+    /// Who may write it, and what readers need.
+    pub(crate) hold: Hold,
 }
 
 /// What never changes about a store.
@@ -172,6 +173,16 @@ impl Store {
     #[must_use]
     pub fn header(&self) -> &StoreHeader {
         &self.header
+    }
+
+    /// Whether it was opened by [`Store::open_read_only`]: whatever would change it is refused.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        matches!(self.hold, Hold::Reader(_))
+    }
+
+    pub(crate) fn check_writable(&self) -> Result<(), CommitError> {
+        if self.is_read_only() { Err(CommitError::ReadOnly) } else { Ok(()) }
     }
 
     /// An empty batch for [`Store::commit`] of this store.

@@ -2,6 +2,7 @@
 //! the file accounted for (catalogue B9, B12). It repairs nothing. Read [`Store::verify`] first.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use stead_model::{ContainerId, PageId, PageNo};
 
@@ -63,6 +64,9 @@ impl Verified {
         self.damages.is_empty() && self.miscounted.is_empty()
     }
 }
+
+/// How often a reader looks at a root that its owner may be writing.
+const ROOT_ATTEMPTS: u32 = 20;
 
 /// Blocks read at once.
 const READ_BLOCKS: usize = 256;
@@ -139,7 +143,7 @@ impl Store {
         for segment in space.contradictions() {
             found.miscounted.push(format!("segment {segment} is free and in use"));
         }
-        self.check_header(&mut found)?;
+        self.check_header(&mut found.damages)?;
         let image_count = found.images.len() as u64;
         if images {
             self.check_images(&mut found, progress)?;
@@ -162,20 +166,32 @@ impl Store {
         })
     }
 
-    fn check_header(&self, found: &mut Found) -> Result<(), ReadError> {
+    fn check_header(&self, damages: &mut Vec<Damage>) -> Result<(), ReadError> {
         let mut block = vec![0; BLOCK];
         for at in SUPERBLOCKS {
             self.disk.read_from_disk(Place(at).offset(), &mut block)?;
             if Superblock::decode(&block).is_err() {
                 let what = "a superblock does not have the checksum it was written with";
-                found.damages.push(Damage::new(Place(at).offset(), what));
+                damages.push(Damage::new(Place(at).offset(), what));
             }
         }
         for (slot, at) in ROOTS.into_iter().enumerate() {
-            self.disk.read_from_disk(Place(at).offset(), &mut block)?;
-            if Root::decode(&block, self.header.store_id, slot).is_none() {
+            let mut is_whole = || {
+                self.disk.read_from_disk(Place(at).offset(), &mut block)?;
+                Ok::<bool, ReadError>(Root::decode(&block, self.header.store_id, slot).is_some())
+            };
+            let mut found = is_whole()?;
+            for _ in 0..ROOT_ATTEMPTS {
+                if found || !self.is_read_only() {
+                    break;
+                }
+                // Its owner may be writing it at this very moment.
+                std::thread::sleep(Duration::from_millis(1));
+                found = is_whole()?;
+            }
+            if !found {
                 let what = "a root does not have the checksum it was written with";
-                found.damages.push(Damage::new(Place(at).offset(), what));
+                damages.push(Damage::new(Place(at).offset(), what));
             }
         }
         Ok(())
