@@ -232,7 +232,9 @@ pub enum CommitError {
     #[error(transparent)]
     Damaged(#[from] Damage),
     /// The store was opened for reading only.
-    #[error("this store is open for reading only: whatever changes it is for the process that owns it")]
+    #[error(
+        "this store is open for reading only: whatever changes it is for the process that owns it"
+    )]
     ReadOnly,
     /// There are more containers or segments than the format has room for.
     #[error("{0}")]

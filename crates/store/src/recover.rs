@@ -165,7 +165,8 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             }
         }
         // A file that its owner has made shorter since has lost segments that were free already.
-        let segments = if hold.reading().is_some() { segments.max(root.segments as usize) } else { segments };
+        let segments =
+            if hold.reading().is_some() { segments.max(root.segments as usize) } else { segments };
         match load_table(&disk, layout, root, segments) {
             Ok(table) => {
                 loaded = Some((*slot, root.clone(), table));

@@ -374,7 +374,9 @@ impl Space {
             let unneeded = segment.live() == 0 && !needed.contains(&(i as u32));
             let was = segment.state;
             segment.state = match was {
-                State::Pending { since } if since < generation && since <= oldest_pin => State::Free,
+                State::Pending { since } if since < generation && since <= oldest_pin => {
+                    State::Free
+                }
                 State::Pending { since } => {
                     self.kept += usize::from(since > oldest_pin);
                     was
