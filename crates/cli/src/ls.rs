@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use stead::Store;
+use stead::ReadStore;
 
 use crate::output::{Outcome, Report};
 use crate::units::bytes;
@@ -62,7 +62,7 @@ pub(crate) fn run(dir: &Path) -> Outcome<Listing> {
     Ok(Listing { dir: dir.to_owned(), containers })
 }
 
-fn root_of(store: &Store, name: &str) -> Result<Option<String>, String> {
+fn root_of(store: &ReadStore, name: &str) -> Result<Option<String>, String> {
     let opened = store.site().existing(name).map_err(|error| error.to_string())?;
     Ok(opened.root_type().map(|t| t.name))
 }

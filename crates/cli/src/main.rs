@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use stead::{OpenError, Options, Store};
+use stead::{OpenError, ReadStore};
 
 use crate::output::{EXIT_CODES, answer};
 
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
 /// Containers that are looked at with the store opened once. A process has addresses for some hundred.
 const AT_A_TIME: usize = 64;
 
-/// Opens a store to look at it: it must be there, and stabilises nothing by itself.
-fn open(dir: &Path) -> Result<Store, OpenError> {
-    Store::open_with(dir, &Options::new().create(false).interval(None))
+/// Opens a store to look at it, whether or not a program has it open.
+fn open(dir: &Path) -> Result<ReadStore, OpenError> {
+    stead::open_read_only(dir)
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use stead::{CheckReport, Store};
+use stead::{CheckReport, ReadStore};
 
 use crate::output::{Failure, Outcome, Report, byte_bar};
 use crate::units::bytes;
@@ -99,7 +99,7 @@ pub(crate) fn run(dir: &Path, leaks: bool) -> Outcome<Verdict> {
 }
 
 /// Checks all that is stored, with a bar on standard error.
-fn blocks(store: &Store) -> Outcome<Verdict> {
+fn blocks(store: &ReadStore) -> Outcome<Verdict> {
     let bar = byte_bar();
     let verified = store
         .site()

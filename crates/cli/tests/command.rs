@@ -80,9 +80,10 @@ fn what_cannot_be_opened_has_an_exit_code_and_advice() {
         refused(&[command, &at("file")], 3, "not_a_store", &["file", "give the directory"]);
         refused(&[command, &at("empty")], 3, "not_a_store", &["empty", "give the directory"]);
         assert!(!temp.path().join("missing").exists(), "looking makes nothing");
+        // A program that has the store open is not in the way.
         let held = stead::open(&dir).unwrap();
-        let pid = std::process::id().to_string();
-        refused(&[command, &dir], 3, "in_use", &[&pid, "wait"]);
+        let ran = run(&[command, &dir], &["--json"]);
+        assert_eq!(ran.code, 0, "{ran:?}");
         drop(held);
     }
     // Both superblocks gone: too damaged to be opened.

@@ -9,7 +9,7 @@ use stead_heap::{Arena, GroundError, RootError, TypeDescription};
 use stead_memory::{Cluster, ClusterKey, Gate, MapError, Mode, Reservation, Shadow, Space};
 use stead_model::{Address, ContainerId, PAGES_PER_WINDOW, PageNo, PageRange};
 
-use crate::error::ContainerError;
+use crate::error::{ContainerError, SectionError};
 
 /// The clusters whose faults this site serves.
 #[derive(Debug, Default)]
@@ -175,6 +175,8 @@ pub struct Opened {
     pub(crate) changes: Changes,
     /// Whether it was filled ahead, where that is needed.
     pub(crate) filled: AtomicBool,
+    /// Whether its sections may only read.
+    pub(crate) read_only: bool,
 }
 
 impl Opened {
@@ -206,6 +208,11 @@ impl Opened {
     #[must_use]
     pub fn root_type(&self) -> Option<TypeDescription> {
         self.arena.root_type()
+    }
+
+    #[inline]
+    pub(crate) fn check_writable(&self) -> Result<(), SectionError> {
+        if self.read_only { Err(SectionError::ReadOnly) } else { Ok(()) }
     }
 
     pub(crate) fn root_error(&self, source: RootError) -> ContainerError {

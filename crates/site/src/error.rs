@@ -250,6 +250,12 @@ pub enum ContainerError {
         /// Why.
         source: AllocError,
     },
+    /// It has no root yet, and none can be made where the store is only read.
+    #[error("container {name:?} has no root yet: the program that makes it has not stabilised one")]
+    NoRoot {
+        /// The container.
+        name: String,
+    },
     /// This thread has a section open.
     #[error("a container cannot be opened inside a section: open it before")]
     InSection,
@@ -318,6 +324,12 @@ pub enum SectionError {
     /// Too many reading sections inside each other.
     #[error("reading sections are nested too deep (8 at most)")]
     TooDeep,
+    /// The store is open for reading only.
+    #[error(
+        "a section that changes things cannot be opened: this store is open for reading only; open it with \
+         `stead::open` while no other process has it"
+    )]
+    ReadOnly,
 }
 
 impl From<EnterError> for SectionError {
@@ -347,6 +359,9 @@ pub enum StabiliseError {
     /// Which pages are dirty could not be found.
     #[error("dirty pages could not be found: {0}")]
     Scan(#[from] ScanError),
+    /// The store is open for reading only.
+    #[error("stabilise(): this store is open for reading only, so there is nothing to make stable")]
+    ReadOnly,
     /// The store was opened before this process was forked off.
     #[error("this process was forked from the one that opened the store; open it here after fork")]
     Forked,

@@ -101,6 +101,15 @@ impl<R> Typed<R> {
 }
 
 impl<R: Root> Typed<R> {
+    /// Checks that the root is an `R`. It must be there.
+    pub(crate) fn existing(opened: Arc<Opened>) -> Result<Self, ContainerError> {
+        if opened.arena.root_type().is_none() {
+            return Err(ContainerError::NoRoot { name: opened.name().to_owned() });
+        }
+        opened.arena.check_root::<R>().map_err(|e| opened.root_error(e))?;
+        Ok(Typed { opened, root: PhantomData })
+    }
+
     /// Checks that the root is an `R`, and makes it with `init` where there is none.
     pub(crate) fn new<E: From<ContainerError>>(
         opened: Arc<Opened>,
@@ -138,6 +147,7 @@ impl<R: Root> Typed<R> {
         mut f: impl for<'s> FnMut(&'s R::At<'s>, &'s Write<'s>) -> Result<T, E>,
     ) -> Result<Result<T, E>, SectionError> {
         let Opened { gate, arena, changes, .. } = &*self.opened;
+        self.opened.check_writable()?;
         let mut attempt = Attempt::new();
         for tried in 1.. {
             let entry = gate.enter_write()?;
@@ -168,6 +178,7 @@ impl<R: Root> Typed<R> {
         f: impl for<'s> FnMut(&'s mut R::At<'s>, &'s mut Exclusive<'s>) -> Result<T, E>,
     ) -> Result<Result<T, E>, SectionError> {
         let Opened { gate, arena, changes, .. } = &*self.opened;
+        self.opened.check_writable()?;
         let entry = gate.enter_exclusive(None)?;
         // SAFETY: the gate is held exclusively until `entry` is dropped, also when the call unwinds;
         // the root was found to be an `R` when this `Typed` was made.

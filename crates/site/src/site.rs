@@ -57,6 +57,30 @@ impl Site {
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Site, OpenError> {
         let space = Arc::new(Space::open_allowed(options.allowed)?);
         let (store, report) = open_store(dir, options.create, &space)?;
+        Site::start(dir, store, report, space, options)
+    }
+
+    /// Opens the store in a directory for reading, as the last stabilisation left it, whether or not another process
+    /// has it open. Nothing is ever written to it.
+    ///
+    /// # Errors
+    /// As [`Site::open`], apart from being held.
+    pub fn open_read_only(dir: &Path, options: &OpenOptions) -> Result<Site, OpenError> {
+        let space = Arc::new(Space::open_allowed(options.allowed)?);
+        let (store, report) = Store::open_read_only(dir)?;
+        let site = Site::start(dir, store, report, space, options)?;
+        // What its memory comes to hold apart from the store is nothing to keep.
+        site.abandon();
+        Ok(site)
+    }
+
+    fn start(
+        dir: &Path,
+        store: Store,
+        report: OpenReport,
+        space: Arc<Space>,
+        options: &OpenOptions,
+    ) -> Result<Site, OpenError> {
         let base_window = store.header().base_window;
         let dir = dir.to_owned();
         let shared = Arc::new(Shared::new(dir.clone(), store, space, options.clone()));
@@ -128,11 +152,25 @@ impl Site {
         names
     }
 
+    /// Opens a container that is there, and whose root is an `R`.
+    ///
+    /// # Errors
+    /// If there is none of this name, if it has no root yet, and as [`Site::container`].
+    pub fn existing_typed<R: Root>(&self, name: &str) -> Result<Typed<R>, ContainerError> {
+        Typed::existing(self.opened(name, None)?)
+    }
+
+    /// Whether it was opened by [`Site::open_read_only`].
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.shared.store.is_read_only()
+    }
+
     /// The containers of which the store has pages, the system container included, whether the directory names them
     /// or not: for checks.
     #[must_use]
     pub fn stored_containers(&self) -> Vec<ContainerId> {
-        self.shared.store.containers()
+        self.shared.view().containers()
     }
 
     /// Makes everything durable that sections have done before this call. `gate` is how long open
@@ -147,6 +185,9 @@ impl Site {
         }
         if self.is_forked() {
             return Err(StabiliseError::Forked);
+        }
+        if self.is_read_only() {
+            return Err(StabiliseError::ReadOnly);
         }
         self.shared.rounds.stabilise(&self.shared, gate)
     }
@@ -164,6 +205,9 @@ impl Site {
         let not_stable = |source| RemoveError::NotStable { name: name.to_owned(), source };
         if self.is_forked() {
             return Err(not_stable(StabiliseError::Forked));
+        }
+        if self.is_read_only() {
+            return Err(not_stable(StabiliseError::ReadOnly));
         }
         let name = ContainerName::new(name).map_err(ContainerError::from)?.as_str();
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
@@ -290,7 +334,7 @@ impl Site {
     fn container_stat(&self, name: String, entry: Option<Entry>) -> ContainerStat {
         let system = self.system.opened();
         let id = entry.map_or(ContainerId::SYSTEM, |e| e.id());
-        let runs = self.shared.store.stored_pages(id).unwrap_or_default();
+        let runs = self.shared.view().stored_pages(id).unwrap_or_default();
         let stored: u64 = runs.iter().map(|r| r.page_count()).sum();
         let opened = self.shared.opened().get(&id).cloned();
         let resident = opened
@@ -336,8 +380,10 @@ impl Site {
                 let reservation = reserve(&self.shared.space, entry.id(), run, name)?;
                 (entry, reservation)
             }
-            (None, None) => return Err(ContainerError::Missing { name: name.to_owned() }),
-            (None, Some(options)) => self.make(name, options, &mut windows)?,
+            (None, Some(options)) if !self.is_read_only() => {
+                self.make(name, options, &mut windows)?
+            }
+            (None, _) => return Err(ContainerError::Missing { name: name.to_owned() }),
         };
         let opened = open_place(&self.shared, reservation, name, entry.id(), Mode::Faulted)?;
         self.shared.opened().insert(entry.id(), Arc::clone(&opened));
@@ -518,7 +564,7 @@ fn open_place(
     let read = |source| ContainerError::Read { name: name_owned(), source };
     let mut page = [0; PAGE_SIZE];
     let first = PageId { container: id, page: PageNo(0) };
-    let stored = shared.store.read_page(first, &mut page).map_err(read)?;
+    let stored = shared.view().read_page(first, &mut page).map_err(read)?;
     let is_new = stored == Stored::Never;
     let mut windows_of = std::collections::BTreeMap::<u16, Vec<u32>>::new();
     if is_new {
@@ -559,6 +605,7 @@ fn open_place(
         place,
         changes: Changes::default(),
         filled: AtomicBool::new(false),
+        read_only: shared.store.is_read_only(),
     }))
 }
 
@@ -566,13 +613,13 @@ fn open_place(
 fn fill(shared: &Shared, place: &Place, id: ContainerId, name: &str) -> Result<(), ContainerError> {
     let read = |source| ContainerError::Read { name: name.to_owned(), source };
     let mut images = vec![0; 64 * PAGE_SIZE];
-    for run in shared.store.stored_pages(id).map_err(read)? {
+    for run in shared.view().stored_pages(id).map_err(read)? {
         let mut at = run.start;
         while at < run.end {
             let first = PageId { container: id, page: PageNo(at) };
             let pages = (run.end - at).min(64) as usize;
             let into = &mut images[..pages * PAGE_SIZE];
-            let found = shared.store.read_run(first, into).map_err(read)?;
+            let found = shared.view().read_run(first, into).map_err(read)?;
             if found.stored == Stored::Image
                 && let Some(cluster) = place.cluster_of(first.page)
             {

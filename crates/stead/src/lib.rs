@@ -61,10 +61,12 @@ extern crate self as stead;
 
 mod container;
 mod error;
+mod reading;
 mod store;
 
 pub use container::Container;
 pub use error::{Error, Result};
+pub use reading::{ReadContainer, ReadStore, open_read_only};
 pub use store::{Options, Stable, Store, open};
 
 pub use stead_derive::{Persist, StableHash};

@@ -42,7 +42,7 @@ fn fill(shared: &Shared, bytes_left: &mut u64) -> bool {
     else {
         return false;
     };
-    if let Ok(runs) = shared.store.stored_pages(container.id()) {
+    if let Ok(runs) = shared.view().stored_pages(container.id()) {
         let mut images = vec![0; FILL_PAGES as usize * PAGE_SIZE];
         for run in runs {
             let mut at = run.start;
@@ -61,7 +61,7 @@ fn fill(shared: &Shared, bytes_left: &mut u64) -> bool {
 /// Installs the pages from `at` on that can be read in one piece. How many pages that were.
 fn fill_run(shared: &Shared, container: &Opened, at: u64, into: &mut [u8]) -> u64 {
     let first = PageId { container: container.id(), page: PageNo(at) };
-    match shared.store.read_run(first, into) {
+    match shared.view().read_run(first, into) {
         Ok(run) => {
             if run.stored == Stored::Image
                 && let Some(cluster) = container.place.cluster_of(first.page)

@@ -107,7 +107,7 @@ impl Server<'_> {
 
     /// Reads what the store holds of a run of pages into `images`, and notes what that is.
     fn read(&mut self, served: &Served, range: PageRange) {
-        let store = &self.shared.store;
+        let store = self.shared.view();
         self.found.clear();
         let mut at = range.start;
         while at < range.end {
@@ -131,7 +131,7 @@ impl Server<'_> {
 
     fn report_damage(&mut self, served: &Served, page: PageNo) {
         let first = PageId { container: served.container, page };
-        if let Err(error) = self.shared.store.read_run(first, &mut self.images[..PAGE_SIZE]) {
+        if let Err(error) = self.shared.view().read_run(first, &mut self.images[..PAGE_SIZE]) {
             let address = page.address(served.base);
             say(format_args!(
                 "container {:?} ({}): the page at {address} cannot be used: {error}. The process that touched it \

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use stead_memory::Space;
 use stead_model::ContainerId;
-use stead_store::Store;
+use stead_store::{Store, View};
 
 use crate::container::{ClusterTable, Opened};
 use crate::options::OpenOptions;
@@ -56,6 +56,11 @@ impl Shared {
             wake: Mutex::new(false),
             woken: Condvar::new(),
         }
+    }
+
+    /// The state that this site shows.
+    pub(crate) fn view(&self) -> View<'_> {
+        self.store.view()
     }
 
     /// Time since the site was opened: the clock of `step`.
