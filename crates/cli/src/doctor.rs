@@ -35,6 +35,8 @@ struct Opening {
     records_replayed: u64,
     bytes_read: u64,
     unfinished: Option<u64>,
+    /// How its log is read and written.
+    medium: Option<String>,
 }
 
 pub(crate) fn run(dir: Option<&Path>) -> Outcome<Findings> {
@@ -60,6 +62,7 @@ fn opening(dir: &Path) -> Opening {
         records_replayed: 0,
         bytes_read: 0,
         unfinished: None,
+        medium: None,
     };
     match crate::open(dir) {
         Ok(store) => {
@@ -67,6 +70,7 @@ fn opening(dir: &Path) -> Opening {
             opening.records_replayed = report.records_replayed;
             opening.bytes_read = report.bytes_read;
             opening.unfinished = report.unfinished;
+            opening.medium = Some(store.stat().medium);
         }
         Err(error) => opening.error = Some(error.to_string()),
     }
@@ -101,6 +105,9 @@ impl Report for Findings {
             store.records_replayed,
             store.bytes_read
         );
+        if let Some(medium) = &store.medium {
+            crate::say!("  its log is written: {medium}");
+        }
         if let Some(number) = store.unfinished {
             crate::say!(
                 "  stabilisation {number} was under way when its process ended, and is not in it"

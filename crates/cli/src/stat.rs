@@ -18,6 +18,8 @@ pub(crate) struct Found {
     live_bytes: u64,
     segments: usize,
     free_segments: usize,
+    /// How the log is read and written.
+    medium: String,
     is_sound: bool,
     containers: Vec<Container>,
 }
@@ -84,6 +86,7 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
         live_bytes: s.live_bytes,
         segments: s.segments,
         free_segments: s.free_segments,
+        medium: stat.medium,
         is_sound,
         containers,
     })
@@ -107,6 +110,7 @@ impl Report for Found {
             self.free_segments,
             self.segments
         );
+        crate::say!("  written              {}", self.medium);
         crate::say!("  containers           {}", self.containers.len() - 1);
         for c in &self.containers {
             crate::say!("container {} {}", c.id, c.name);

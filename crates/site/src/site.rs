@@ -298,6 +298,7 @@ impl Site {
         SiteStat {
             dir: shared.dir.clone(),
             store: shared.store.stat(),
+            medium: shared.store.medium(),
             containers,
             counters: self.counters(),
             failure: shared.rounds.failure(),

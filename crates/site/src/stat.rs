@@ -17,6 +17,8 @@ pub struct SiteStat {
     pub dir: PathBuf,
     /// Space, sequence and time of the last stabilisation, bytes and flushes.
     pub store: Stat,
+    /// How its log is read and written, in a few words.
+    pub medium: String,
     /// Its containers in the order of their numbers, the system container first.
     pub containers: Vec<ContainerStat>,
     /// What happened since it was opened.

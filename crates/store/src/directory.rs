@@ -16,6 +16,7 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
 use stead_model::WINDOW_COUNT;
 
+use crate::aligned::AlignedBuf;
 use crate::error::{CreateError, Held, OpenError};
 use crate::file::FileMedium;
 use crate::format::{BLOCK, FORMAT_VERSION, HEADER_BLOCKS, LogPosition, Place, ROOTS, Root};
@@ -282,6 +283,16 @@ fn format_medium(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()>
             table: Vec::new(),
         };
         put(block, &root.encode(superblock.store_id, slot));
+    }
+    // What is taken from the file system but never written costs its first stabilisations a change of metadata
+    // each.
+    let zeros = AlignedBuf::zeroed(1 << 20);
+    let end = layout.file_bytes(FIRST_SEGMENTS);
+    let mut at = header.len() as u64;
+    while at < end {
+        let bytes = (end - at).min(zeros.len() as u64);
+        medium.write(at, &[io::IoSlice::new(&zeros.as_slice()[..bytes as usize])])?;
+        at += bytes;
     }
     medium.write(0, &[io::IoSlice::new(&header)])?;
     medium.sync()

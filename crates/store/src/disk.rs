@@ -102,6 +102,10 @@ impl Disk {
         }
     }
 
+    pub(crate) fn describe(&self) -> String {
+        self.medium.describe()
+    }
+
     pub(crate) fn len(&self) -> io::Result<u64> {
         self.medium.len()
     }

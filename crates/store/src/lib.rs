@@ -25,7 +25,7 @@
 //! assert_eq!(page, [42; PAGE_SIZE]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod aligned;
 mod batch;
@@ -46,6 +46,8 @@ pub mod planted;
 mod read;
 mod reader;
 mod recover;
+#[allow(unsafe_code)]
+mod ring;
 pub mod sim;
 mod space;
 mod store;
@@ -59,7 +61,7 @@ pub use commit::Committed;
 pub use directory::CreateOptions;
 pub use disk::Counters;
 pub use error::{CommitError, CreateError, Damage, Held, OpenError, ReadError};
-pub use file::FileMedium;
+pub use file::{Calls, FileMedium};
 pub use keep::Maintained;
 pub use medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
 pub use read::{Run, Stored};

@@ -185,6 +185,12 @@ impl Store {
         if self.is_read_only() { Err(CommitError::ReadOnly) } else { Ok(()) }
     }
 
+    /// How its file is read and written, in a few words: whether around the page cache, by which system calls.
+    #[must_use]
+    pub fn medium(&self) -> String {
+        self.disk.describe()
+    }
+
     /// An empty batch for [`Store::commit`] of this store.
     #[must_use]
     pub fn batch(&self) -> Batch {

@@ -319,3 +319,17 @@ fn scattered_pages_are_read_together() {
         assert_eq!(outcome.is_err(), i == damaged, "page {i}: {outcome:?}");
     }
 }
+
+/// All of the above, by io_uring.
+#[test]
+fn by_io_uring_it_is_the_same() {
+    if std::env::var_os("STEAD_IO").is_some() {
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--nocapture"])
+        .env("STEAD_IO", "ring")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

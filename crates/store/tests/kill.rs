@@ -102,3 +102,17 @@ fn killed_at_any_moment_nothing_acknowledged_is_gone() {
     assert!(acknowledged > 0, "no process lived long enough to commit anything");
     eprintln!("{KILLS} kills, {acknowledged} stabilisations");
 }
+
+/// All of the above, by io_uring.
+#[test]
+fn by_io_uring_it_is_the_same() {
+    if std::env::var_os("STEAD_IO").is_some() {
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--nocapture"])
+        .env("STEAD_IO", "ring")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -106,3 +106,17 @@ fn readers_writers_and_upkeep_side_by_side() {
         assert_eq!(version_of(page, &bytes), acknowledged[page as usize].load(Ordering::SeqCst));
     }
 }
+
+/// All of the above, by io_uring.
+#[test]
+fn by_io_uring_it_is_the_same() {
+    if std::env::var_os("STEAD_IO").is_some() {
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--nocapture"])
+        .env("STEAD_IO", "ring")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
