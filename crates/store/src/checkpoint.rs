@@ -2,8 +2,6 @@
 //! begins. Stabilisations go on meanwhile, over a layer of their own; what fails here changes nothing. Read
 //! `Store::checkpoint_now` first.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Slotted;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,17 +11,22 @@ use stead_model::ContainerId;
 use crate::aligned::AlignedBuf;
 use crate::commit::Writer;
 use crate::disk::{Failures, Purpose};
-use crate::error::{CommitError, ReadError};
+use crate::error::CommitError;
 use crate::format::{
-    BLOCK, Entry, Extent, Located, LogPosition, NodeId, Place, ROOT_EXTENTS, ROOTS, Root,
-    TABLE_CONTAINER_BYTES, TABLE_SEGMENT_BYTES,
+    BLOCK, Extent, LogPosition, Place, ROOT_EXTENTS, ROOTS, Root, TABLE_CONTAINER_BYTES,
+    TABLE_SEGMENT_BYTES,
 };
 use crate::keep::Keeper;
 use crate::layer::Layer;
+use crate::next::Next;
 use crate::planted::{self, Bug};
-use crate::space::NoSegment;
+use crate::space::{Layout, NoSegment};
 use crate::store::Store;
-use crate::tree::{Tree, Visitor};
+use crate::tree::Moves;
+use crate::versions::Versions;
+
+/// Bytes that the table may have for snapshots and branches: it is written anew with each root.
+const VERSIONS_BYTES_MOST: usize = 1 << 20;
 
 /// Which chain the roots of a checkpoint name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,9 +37,32 @@ enum Chain {
     NewEpoch { elsewhere: Option<Place> },
 }
 
-/// A map that has been stored, not yet in force.
+/// What a checkpoint changes apart from bringing the map up to date.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    Nothing,
+    /// A snapshot of the state at which the checkpoint finds the store.
+    Take {
+        name: String,
+    },
+    Drop {
+        number: u64,
+    },
+    /// The live state becomes a snapshot's. What has been stored since the last checkpoint is forgotten unseen.
+    GoBack {
+        number: u64,
+    },
+    /// A container becomes the same as another one in a snapshot.
+    Branch {
+        number: u64,
+        origin: ContainerId,
+        new: ContainerId,
+    },
+}
+
+/// Versions that have been stored, not yet in force.
 struct Stored {
-    trees: Vec<(ContainerId, Option<Tree>)>,
+    versions: Versions,
     tree_counts: Vec<u32>,
     position: LogPosition,
     generations: Vec<u64>,
@@ -46,10 +72,18 @@ impl Store {
     /// Begins an epoch: stores the map, names a new chain in both roots. What failed or was cut short before
     /// can then never be mistaken for part of the chain.
     pub(crate) fn begin_epoch(&self, writer: &mut Writer) -> Result<(), CommitError> {
-        let mut keeper = self.keeper();
+        self.begin_epoch_with(writer, &mut self.keeper(), &Change::Nothing)
+    }
+
+    pub(crate) fn begin_epoch_with(
+        &self,
+        writer: &mut Writer,
+        keeper: &mut Keeper,
+        change: &Change,
+    ) -> Result<(), CommitError> {
         let failures = self.disk.failures();
         let elsewhere = if writer.suspect { Some(self.fresh_segment()?) } else { None };
-        let begun = self.checkpoint_with(&mut keeper, Chain::NewEpoch { elsewhere });
+        let begun = self.checkpoint_with(keeper, Chain::NewEpoch { elsewhere }, change);
         if let (Err(_), Some(unused)) = (&begun, elsewhere) {
             // Nothing has been written there, so that a disk that keeps failing does not make the file grow.
             self.state_mut().space.give_back(unused);
@@ -63,10 +97,25 @@ impl Store {
 
     /// Stores the map and one root, in the slot of the older one.
     pub(crate) fn checkpoint_now(&self, keeper: &mut Keeper) -> Result<(), CommitError> {
-        self.checkpoint_with(keeper, Chain::GoesOn)
+        self.checkpoint_with(keeper, Chain::GoesOn, &Change::Nothing)
     }
 
-    fn checkpoint_with(&self, keeper: &mut Keeper, chain: Chain) -> Result<(), CommitError> {
+    /// Stores the map, a change to the versions that are kept, and both roots, so that losing one does not undo the
+    /// change. Stabilisations go on meanwhile.
+    pub(crate) fn checkpoint_change(
+        &self,
+        keeper: &mut Keeper,
+        change: &Change,
+    ) -> Result<(), CommitError> {
+        self.checkpoint_with(keeper, Chain::GoesOn, change)
+    }
+
+    fn checkpoint_with(
+        &self,
+        keeper: &mut Keeper,
+        chain: Chain,
+        change: &Change,
+    ) -> Result<(), CommitError> {
         let failures = self.disk.failures();
         let (frozen, position, replay_blocks) = {
             let mut state = self.state_mut();
@@ -74,10 +123,10 @@ impl Store {
             state.frozen = Some(Arc::clone(&frozen));
             (frozen, state.position, state.replay_blocks)
         };
-        match self.store_map(keeper, &frozen, position, chain) {
+        let moves = std::mem::take(&mut keeper.moves);
+        match self.store_map(keeper, &frozen, position, chain, change, &moves) {
             Ok(stored) => {
                 self.put_in_force(stored, &frozen, replay_blocks);
-                keeper.rewrites.clear();
                 Ok(())
             }
             Err(error) => {
@@ -105,6 +154,8 @@ impl Store {
         frozen: &Layer,
         mut position: LogPosition,
         chain: Chain,
+        change: &Change,
+        moves: &Moves,
     ) -> Result<Stored, CommitError> {
         let since = self.disk.failures();
         if let Chain::NewEpoch { elsewhere } = chain {
@@ -116,30 +167,26 @@ impl Store {
         }
         keeper.cold.epoch = position.epoch;
 
-        let mut tree_counts = self.state().space.tree_counts();
-        let mut released = Vec::new();
-        let mut trees = self.changed_trees(keeper, frozen, &mut released)?;
-        // The layer's places become the map's; those that it replaces are let go of.
-        let taken: Vec<Place> = frozen.places().collect();
-        let mut written: Vec<Place> = Vec::new();
-        for tree in trees.iter_mut().filter_map(|(_, tree)| tree.as_mut()) {
-            tree.store(&mut |id, block| {
-                let at = keeper.cold.append(self, Entry::Node(id), block)?;
-                written.push(at.place);
-                Ok::<Located, CommitError>(at)
-            })?;
+        let mut next = Next::of(self);
+        next.relocate(moves, &mut keeper.cold)?;
+        match *change {
+            Change::GoBack { number } => next.go_back(number)?,
+            _ => next.apply(frozen, &mut keeper.cold)?,
+        }
+        match change {
+            Change::Nothing | Change::GoBack { .. } => {}
+            Change::Take { name } => next.take(name, keeper.generation + 1, &position),
+            Change::Drop { number } => next.drop_snapshot(*number)?,
+            Change::Branch { number, origin, new } => next.branch(*number, *origin, *new)?,
         }
         keeper.cold.finish_chunk(self)?;
-        released.extend(keeper.cold.table.iter().flat_map(blocks_of));
-        let counted = taken.iter().chain(&written).map(|&place| (place, 1));
-        let changes = counted.chain(released.iter().map(|&place| (place, -1i64)));
-        for (place, change) in changes {
-            count(self, &mut tree_counts, place, change);
+        for place in keeper.cold.table.iter().flat_map(blocks_of) {
+            next.count(place, -1);
         }
+        let Next { versions, mut tree_counts, .. } = next;
 
         let generation = keeper.generation + 1;
-        let (table, containers, segments) =
-            self.store_table(keeper, &trees, &mut tree_counts, generation)?;
+        let table = self.store_table(keeper, &versions, change, &mut tree_counts, generation)?;
         if !planted::is(Bug::NoFlushBeforeRoot) {
             self.disk.sync(Purpose::Upkeep, since)?;
         }
@@ -147,14 +194,18 @@ impl Store {
             generation,
             position,
             cold,
-            containers,
-            segments,
-            table: table.clone(),
+            containers: versions.live.len() as u32,
+            segments: table.segments,
+            versions: table.versions,
+            pinned: versions.snapshots.pinned,
+            table: table.extents.clone(),
         };
         let mut generations = Vec::new();
-        let roots = match chain {
-            Chain::NewEpoch { .. } if !planted::is(Bug::OneRoot) => 2,
-            Chain::NewEpoch { .. } | Chain::GoesOn => 1,
+        let roots = match (chain, change) {
+            (Chain::NewEpoch { .. }, _) if planted::is(Bug::OneRoot) => 1,
+            (_, Change::GoBack { .. }) if planted::is(Bug::GoBackWithOneRoot) => 1,
+            (Chain::GoesOn, Change::Nothing) => 1,
+            _ => 2,
         };
         for _ in 0..roots {
             keeper.generation += 1;
@@ -162,67 +213,28 @@ impl Store {
             self.write_root(keeper, &root, since)?;
             generations.push(keeper.generation);
         }
-        keeper.cold.table = table;
-        Ok(Stored { trees, tree_counts, position, generations })
+        keeper.cold.table = table.extents;
+        Ok(Stored { versions, tree_counts, position, generations })
     }
 
-    /// The trees with the layer's changes made in copies of them; `None` for those that are gone.
-    fn changed_trees(
-        &self,
-        keeper: &Keeper,
-        frozen: &Layer,
-        released: &mut Vec<Place>,
-    ) -> Result<Vec<(ContainerId, Option<Tree>)>, CommitError> {
-        let mut trees: BTreeMap<ContainerId, Tree> = BTreeMap::new();
-        let stored = |container| {
-            let tree = self.state().trees.get(&container).cloned();
-            tree.map(|tree| Tree::clone(&tree))
-        };
-        for (container, changes) in frozen.containers() {
-            let mut tree = stored(container).unwrap_or_else(|| Tree::empty(container));
-            if changes.dropped {
-                tree.visit(&self.disk, &mut Releasing { released });
-                tree = Tree::empty(container);
-            }
-            let updates: Vec<(u64, Located)> =
-                changes.pages.iter().map(|(&page, &at)| (page, at)).collect();
-            tree.update(&updates, &self.disk, released)?;
-            trees.insert(container, tree);
-        }
-        for &node in &keeper.rewrites {
-            let container = node.container;
-            if let Slotted::Vacant(entry) = trees.entry(container)
-                && let Some(tree) = stored(container)
-            {
-                entry.insert(tree);
-            }
-            if let Some(tree) = trees.get_mut(&container) {
-                tree.rewrite(node, &self.disk, released)?;
-            }
-        }
-        Ok(trees
-            .into_iter()
-            .map(|(container, tree)| (container, (!tree.is_empty()).then_some(tree)))
-            .collect())
-    }
-
-    /// Writes the table of containers and segments; returns where, and how many there are of both.
+    /// Writes the table of containers, segments, snapshots and branches.
     fn store_table(
         &self,
         keeper: &mut Keeper,
-        changed: &[(ContainerId, Option<Tree>)],
+        versions: &Versions,
+        change: &Change,
         tree_counts: &mut Vec<u32>,
         generation: u64,
-    ) -> Result<(Vec<Extent>, u32, u32), CommitError> {
-        let mut trees = self.state().trees.clone();
-        for (container, tree) in changed {
-            match tree {
-                Some(tree) => drop(trees.insert(*container, Arc::new(tree.clone()))),
-                None => drop(trees.remove(container)),
-            }
+    ) -> Result<Table, CommitError> {
+        let versions_part = versions.encode();
+        let adding = matches!(change, Change::Take { .. } | Change::Branch { .. });
+        if adding && versions_part.len() > VERSIONS_BYTES_MOST {
+            return Err(CommitError::Limit(
+                "there are too many snapshots of too many containers: drop some first",
+            ));
         }
-        let mut bytes = Vec::with_capacity(trees.len() * TABLE_CONTAINER_BYTES);
-        for (container, tree) in &trees {
+        let mut bytes = Vec::with_capacity(versions.live.len() * TABLE_CONTAINER_BYTES);
+        for (container, tree) in &versions.live {
             bytes.extend_from_slice(&container.0.to_le_bytes());
             bytes.extend_from_slice(&u32::from(tree.levels()).to_le_bytes());
             bytes.extend_from_slice(&tree.root().place.0.to_le_bytes());
@@ -236,20 +248,23 @@ impl Store {
         loop {
             for extent in &extents[counted..] {
                 for place in blocks_of(extent) {
-                    count(self, tree_counts, place, 1);
+                    count(self.layout(), tree_counts, place, 1);
                 }
             }
             counted = extents.len();
             let state = self.state();
             let segments = state.space.segments();
-            let needed = (bytes.len() + segments * TABLE_SEGMENT_BYTES).div_ceil(BLOCK) as u64;
+            let needed = bytes.len() + segments * TABLE_SEGMENT_BYTES + versions_part.len();
+            let needed = needed.div_ceil(BLOCK) as u64;
             if needed <= room {
                 tree_counts.resize(segments, 0);
                 bytes.extend(state.space.encode(tree_counts, generation));
                 drop(state);
+                bytes.extend_from_slice(&versions_part);
                 bytes.resize(room as usize * BLOCK, 0);
                 keeper.cold.write_table(self, &mut extents, &bytes)?;
-                return Ok((extents, trees.len() as u32, segments as u32));
+                let versions = versions_part.len() as u32;
+                return Ok(Table { extents, segments: segments as u32, versions });
             }
             drop(state);
             if extents.len() == ROOT_EXTENTS {
@@ -282,12 +297,8 @@ impl Store {
         // Behind the writing of the root: who pins an older one from now on finds it gone.
         let oldest_pin = self.hold.oldest_pin();
         let mut state = self.state_mut();
-        for (container, tree) in stored.trees {
-            match tree {
-                Some(tree) => drop(state.trees.insert(container, Arc::new(tree))),
-                None => drop(state.trees.remove(&container)),
-            }
-        }
+        state.trees = stored.versions.live;
+        state.snapshots = stored.versions.snapshots;
         for place in frozen.places() {
             state.space.uncount_layer(place);
         }
@@ -315,23 +326,12 @@ impl Store {
     }
 }
 
-/// Lets go of all that a dropped container's map refers to.
-struct Releasing<'a> {
-    released: &'a mut Vec<Place>,
-}
-
-impl Visitor for Releasing<'_> {
-    fn page(&mut self, _: u64, at: Located) {
-        self.released.push(at.place);
-    }
-
-    fn node(&mut self, _: NodeId, at: Place) {
-        self.released.push(at);
-    }
-
-    fn unreadable(&mut self, _: NodeId, _: ReadError) {
-        // What lay below cannot be found any more and stays counted as live: verification shows it.
-    }
+/// A table that has been written.
+struct Table {
+    extents: Vec<Extent>,
+    segments: u32,
+    /// Bytes of its part with snapshots and branches.
+    versions: u32,
 }
 
 fn blocks_of(extent: &Extent) -> impl Iterator<Item = Place> + use<> {
@@ -339,8 +339,9 @@ fn blocks_of(extent: &Extent) -> impl Iterator<Item = Place> + use<> {
     (0..u64::from(extent.blocks)).map(move |i| first.plus(i))
 }
 
-fn count(store: &Store, tree_counts: &mut Vec<u32>, place: Place, change: i64) {
-    let segment = store.layout().segment(place).expect("blocks lie in segments") as usize;
+/// Counts blocks that are taken or let go of in their segment.
+pub(crate) fn count(layout: Layout, tree_counts: &mut Vec<u32>, place: Place, change: i64) {
+    let segment = layout.segment(place).expect("blocks lie in segments") as usize;
     if segment >= tree_counts.len() {
         tree_counts.resize(segment + 1, 0);
     }

@@ -1,25 +1,45 @@
-//! Cleaning: what is still live in sparse segments is copied to the cold stream, so that the segments become
-//! free. It runs beside stabilisations; a page stored anew meanwhile wins. Read `Store::clean` first.
+//! Cleaning: what some version still holds in sparse segments is copied to the cold stream, so that the segments
+//! become free. The next root has it there in all versions alike. It runs beside stabilisations; a page stored
+//! anew meanwhile wins. Read `Store::clean` first.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slotted;
+use std::sync::Arc;
 
-use stead_model::PageId;
+use stead_model::{ContainerId, PageId};
 
 use crate::aligned::AlignedBuf;
-use crate::disk::Purpose;
-use crate::error::CommitError;
-use crate::format::{BLOCK, Chunk, Entry, Located, NodeId};
+use crate::error::{CommitError, ReadError};
+use crate::format::{BLOCK, Chunk, Entry, NodeId, Place};
 use crate::keep::Keeper;
 use crate::store::Store;
+use crate::tree::{Moves, Origins, Tree};
+use crate::versions::Versions;
 
 /// Segments whose live blocks are held in memory at once.
 const VICTIMS_AT_ONCE: usize = 8;
 
-/// What is live in the segments to be emptied.
+/// What some version holds in the segments to be emptied, each with the family of the maps that do.
 #[derive(Default)]
 struct Live {
-    images: BTreeMap<PageId, (Located, Box<[u8]>)>,
-    nodes: Vec<NodeId>,
+    images: BTreeMap<(PageId, Place), (ContainerId, Box<[u8]>)>,
+    nodes: Vec<(ContainerId, NodeId, Place)>,
+}
+
+/// The versions, and of those the trees that were asked for.
+struct Holders {
+    versions: Versions,
+    trees: BTreeMap<ContainerId, Vec<Arc<Tree>>>,
+}
+
+impl Holders {
+    /// The trees that may hold blocks sealed as this container's.
+    fn of(&mut self, container: ContainerId) -> &[Arc<Tree>] {
+        match self.trees.entry(container) {
+            Slotted::Occupied(entry) => entry.into_mut(),
+            Slotted::Vacant(entry) => entry.insert(self.versions.sealed_as(container)),
+        }
+    }
 }
 
 impl Store {
@@ -30,17 +50,21 @@ impl Store {
         self.checkpoint_now(keeper)?;
         let victims = self.choose_victims(keeper, wanted);
         let mut moved = 0;
+        let mut holders = Holders { versions: self.versions(), trees: BTreeMap::new() };
         for group in victims.chunks(VICTIMS_AT_ONCE) {
             let mut live = Live::default();
             for &victim in group {
-                self.find_live(victim, &mut live)?;
+                self.find_live(victim, &mut holders, &mut live)?;
             }
             moved += (live.images.len() + live.nodes.len()) as u64;
             if let Err(error) = self.move_images(keeper, live.images) {
                 keeper.cold.abandon();
+                keeper.moves = Moves::default();
                 return Err(error);
             }
-            keeper.rewrites.extend(live.nodes);
+            for (family, id, place) in live.nodes {
+                keeper.moves.node(family, id, place);
+            }
         }
         // The first root no longer refers to the victims; behind the second they are free.
         self.checkpoint_now(keeper)?;
@@ -56,7 +80,9 @@ impl Store {
         let segment_blocks = self.layout().segment_blocks;
         let with_headers = |live: u32| u64::from(live) * 9 / 8;
         // What is moved, and the parts of the map that say so, must fit into what is free.
-        let leaves: u64 = state.trees.values().map(|tree| tree.pages().div_ceil(256)).sum();
+        let snapshots = state.snapshots.list.iter().map(|snapshot| &*snapshot.trees);
+        let trees = snapshots.chain([&state.trees]).flat_map(BTreeMap::values);
+        let leaves: u64 = trees.map(|tree| tree.pages().div_ceil(256)).sum();
         let mut room = (state.space.free_segments() as u64).saturating_sub(1) * segment_blocks;
         let (mut gain, mut cost) = (0, 0);
         let mut victims = Vec::new();
@@ -79,7 +105,12 @@ impl Store {
         victims
     }
 
-    fn find_live(&self, segment: u32, live: &mut Live) -> Result<(), CommitError> {
+    fn find_live(
+        &self,
+        segment: u32,
+        holders: &mut Holders,
+        live: &mut Live,
+    ) -> Result<(), CommitError> {
         let layout = self.layout();
         let start = layout.start(segment);
         let mut bytes = AlignedBuf::zeroed(layout.segment_blocks as usize * BLOCK);
@@ -100,18 +131,26 @@ impl Store {
                 }
                 match entry {
                     Entry::Image(id) => {
-                        let now = self.view().locate(id)?;
                         let bytes = block(at.place.0 - start.0);
                         // What cannot be read whole stays where it is, to be reported when it is asked for.
-                        if now.place == at.place && self.disk.check(entry, now, bytes).is_ok() {
-                            live.images.insert(id, (now, bytes.into()));
+                        let find = |tree: &Tree| {
+                            let found = tree.find(id.page.0, &self.disk)?;
+                            Ok((found.place == at.place).then_some(found))
+                        };
+                        if let Some((family, now)) = holder(holders.of(id.container), find)?
+                            && self.disk.check(entry, &Origins::default(), now, bytes).is_ok()
+                        {
+                            live.images.insert((id, at.place), (family, bytes.into()));
                         }
                     }
                     Entry::Node(id) => {
-                        let tree = self.state().trees.get(&id.container).cloned();
-                        let now = tree.map(|tree| tree.find_node(id, &self.disk)).transpose()?;
-                        if now.flatten() == Some(at.place) {
-                            live.nodes.push(id);
+                        let find = |tree: &Tree| {
+                            let id = NodeId { container: tree.container(), ..id };
+                            let found = tree.find_node(id, &self.disk)?;
+                            Ok((found == Some(at.place)).then_some(()))
+                        };
+                        if let Some((family, ())) = holder(holders.of(id.container), find)? {
+                            live.nodes.push((family, id, at.place));
                         }
                     }
                     // The table is written anew with each root.
@@ -123,37 +162,35 @@ impl Store {
         Ok(())
     }
 
+    /// Copies images, and has the next root find them where they lie then.
     fn move_images(
         &self,
         keeper: &mut Keeper,
-        images: BTreeMap<PageId, (Located, Box<[u8]>)>,
+        images: BTreeMap<(PageId, Place), (ContainerId, Box<[u8]>)>,
     ) -> Result<(), CommitError> {
-        if images.is_empty() {
-            return Ok(());
+        for ((id, from), (family, bytes)) in images {
+            // Whoever holds it can read it as the family's.
+            let as_family = PageId { container: family, ..id };
+            let to = keeper.cold.append(self, Entry::Image(as_family), &bytes)?;
+            keeper.moves.page(family, id.page.0, from, to);
         }
-        let since = self.disk.failures();
-        let mut moved: Vec<(PageId, Located, Located)> = Vec::new();
-        for (id, (old, bytes)) in images {
-            let new = keeper.cold.append(self, Entry::Image(id), &bytes)?;
-            moved.push((id, old, new));
-        }
-        keeper.cold.finish_chunk(self)?;
-        // The map in memory refers to durable blocks only.
-        self.disk.sync(Purpose::Upkeep, since)?;
-        let mut state = self.state_mut();
-        for (id, old, new) in moved {
-            let now = match state.find_in_layers(id) {
-                Some(now) => now,
-                None => match state.trees.get(&id.container) {
-                    // The leaf is in memory: it was looked at a moment ago.
-                    Some(tree) => tree.find(id.page.0, &self.disk).map_err(CommitError::from)?,
-                    None => Located::NEVER,
-                },
-            };
-            if now == old {
-                state.enter(Entry::Image(id), new);
-            }
-        }
-        Ok(())
+        keeper.cold.finish_chunk(self)
     }
+}
+
+/// The family of a tree in which something is found. Nothing is if one of them is damaged there: then it stays where
+/// it is, in all of them.
+fn holder<T>(
+    trees: &[Arc<Tree>],
+    find: impl Fn(&Tree) -> Result<Option<T>, ReadError>,
+) -> Result<Option<(ContainerId, T)>, ReadError> {
+    let mut holder = None;
+    for tree in trees {
+        match find(tree) {
+            Ok(found) => holder = holder.or(found.map(|found| (tree.family(), found))),
+            Err(ReadError::Damaged(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(holder)
 }

@@ -280,6 +280,8 @@ fn format_medium(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()>
             cold: Place::NONE,
             containers: 0,
             segments: 0,
+            versions: 0,
+            pinned: 0,
             table: Vec::new(),
         };
         put(block, &root.encode(superblock.store_id, slot));

@@ -5,11 +5,13 @@ use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use stead_model::ContainerId;
+
 use crate::error::{CommitError, Damage, ReadError};
 use crate::format::{BLOCK, Entry, Located, NodeId, Sealer};
 use crate::medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
 use crate::planted::{self, Bug};
-use crate::tree::Nodes;
+use crate::tree::{Nodes, Origins};
 
 /// What bytes are written for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +60,7 @@ pub(crate) struct Failures(u64);
 #[derive(Debug)]
 pub(crate) struct BlockRead<'a> {
     pub(crate) entry: Entry,
+    pub(crate) origins: Origins,
     pub(crate) at: Located,
     pub(crate) into: &'a mut [u8],
     /// What [`Disk::read_block`] would have said.
@@ -139,13 +142,14 @@ impl Disk {
     pub(crate) fn read_block(
         &self,
         entry: Entry,
+        origins: &Origins,
         at: Located,
         into: &mut [u8],
     ) -> Result<(), ReadError> {
         self.counts.read_bytes.fetch_add(into.len() as u64, Ordering::Relaxed);
         let read = self.medium.read(at.place.offset(), into);
         read.map_err(|source| self.read_failed(entry, at, source))?;
-        self.check(entry, at, into)
+        self.check(entry, origins, at, into)
     }
 
     /// As [`Disk::read_block`] for several blocks, read at the same time where the medium can.
@@ -160,7 +164,7 @@ impl Disk {
         let outcomes: Vec<io::Result<()>> = reads.into_iter().map(|read| read.outcome).collect();
         for (block, outcome) in blocks.iter_mut().zip(outcomes) {
             block.outcome = match outcome {
-                Ok(()) => self.check(block.entry, block.at, block.into),
+                Ok(()) => self.check(block.entry, &block.origins, block.at, block.into),
                 Err(source) => Err(self.read_failed(block.entry, block.at, source)),
             };
         }
@@ -174,8 +178,17 @@ impl Disk {
         }
     }
 
-    pub(crate) fn check(&self, entry: Entry, at: Located, bytes: &[u8]) -> Result<(), ReadError> {
-        if self.sealer.block(entry, bytes) == at.checksum {
+    /// Whether a block is the one that `entry` names; what a branch has taken over is sealed as its origin's.
+    pub(crate) fn check(
+        &self,
+        entry: Entry,
+        origins: &Origins,
+        at: Located,
+        bytes: &[u8],
+    ) -> Result<(), ReadError> {
+        let as_origin = |&origin: &ContainerId| entry.of_container(origin);
+        let mut entries = std::iter::once(entry).chain(origins.ids().iter().map(as_origin));
+        if entries.any(|entry| self.sealer.block(entry, bytes) == at.checksum) {
             return Ok(());
         }
         Err(damage(entry, at, "does not have the checksum it was written with").into())
@@ -268,9 +281,9 @@ fn damage(entry: Entry, at: Located, how: &str) -> Damage {
 }
 
 impl Nodes for Disk {
-    fn load(&self, id: NodeId, at: Located) -> Result<Vec<u8>, ReadError> {
+    fn load(&self, id: NodeId, origins: &Origins, at: Located) -> Result<Vec<u8>, ReadError> {
         let mut block = vec![0; BLOCK];
-        self.read_block(Entry::Node(id), at, &mut block)?;
+        self.read_block(Entry::Node(id), origins, at, &mut block)?;
         Ok(block)
     }
 }

@@ -21,6 +21,12 @@ pub(crate) const ROOTS: [u64; 2] = [1, 2];
 /// The format that this version writes, and the newest that it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
+/// The version of a root that names neither snapshots nor branches, and of one that does. A reader that knows only
+/// the first takes the second for no root at all, since it is sealed in another way.
+const ROOT_VERSION: u32 = 1;
+const ROOT_VERSION_SNAPSHOTS: u32 = 2;
+pub(crate) const ROOT_VERSION_NEWEST: u32 = ROOT_VERSION_SNAPSHOTS;
+
 const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"STEADLOG");
 const ROOT_MAGIC: u64 = u64::from_le_bytes(*b"STEADRUT");
 const CHUNK_MAGIC: u64 = u64::from_le_bytes(*b"STEADCHK");
@@ -153,6 +159,17 @@ impl Entry {
         };
         debug_assert!(container <= ContainerId::MAX && low < PageNo::LIMIT);
         EntryId(op << 62 | u64::from(container.0) << 40 | low)
+    }
+
+    /// The same page or node of another container.
+    pub(crate) fn of_container(self, container: ContainerId) -> Entry {
+        match self {
+            Entry::Image(id) => Entry::Image(PageId { container, ..id }),
+            Entry::Zero(id) => Entry::Zero(PageId { container, ..id }),
+            Entry::Drop(_) => Entry::Drop(container),
+            Entry::Node(id) => Entry::Node(NodeId { container, ..id }),
+            Entry::Table(index) => Entry::Table(index),
+        }
     }
 
     /// Whether a payload block belongs to it.
@@ -311,6 +328,10 @@ pub(crate) struct Root {
     pub(crate) cold: Place,
     pub(crate) containers: u32,
     pub(crate) segments: u32,
+    /// Bytes of the table's part with snapshots and branches; 0 if there are none.
+    pub(crate) versions: u32,
+    /// Blocks that nothing but snapshots refers to.
+    pub(crate) pinned: u64,
     pub(crate) table: Vec<Extent>,
 }
 
@@ -321,7 +342,8 @@ impl Root {
         let mut block = vec![0; BLOCK];
         let p = &self.position;
         put(&mut block, 0, &ROOT_MAGIC.to_le_bytes());
-        put(&mut block, 8, &FORMAT_VERSION.to_le_bytes());
+        let version = if self.versions == 0 { ROOT_VERSION } else { ROOT_VERSION_SNAPSHOTS };
+        put(&mut block, 8, &version.to_le_bytes());
         put(&mut block, 12, &(self.table.len() as u32).to_le_bytes());
         put(&mut block, 16, &store_id.to_le_bytes());
         put(&mut block, 32, &self.generation.to_le_bytes());
@@ -335,24 +357,36 @@ impl Root {
         put(&mut block, 96, &self.cold.0.to_le_bytes());
         put(&mut block, 104, &self.containers.to_le_bytes());
         put(&mut block, 108, &self.segments.to_le_bytes());
+        put(&mut block, 112, &self.versions.to_le_bytes());
+        put(&mut block, 120, &self.pinned.to_le_bytes());
         for (i, extent) in self.table.iter().enumerate() {
             let at = ROOT_FIXED + i * EXTENT_BYTES;
             put(&mut block, at, &extent.place.0.to_le_bytes());
             put(&mut block, at + 8, &extent.blocks.to_le_bytes());
             put(&mut block, at + 16, &extent.checksum.to_le_bytes());
         }
-        let seal = xxh3_64_with_seed(&block[..SEAL], ROOT_MAGIC ^ ROOTS[slot]);
+        let seal = Root::seal(&block, version, slot);
         put(&mut block, SEAL, &seal.to_le_bytes());
         block
     }
 
-    /// `None` if the block is not a whole root of this store in this slot.
+    fn seal(block: &[u8], version: u32, slot: usize) -> u64 {
+        let beyond_first = u64::from(version.wrapping_sub(ROOT_VERSION)) << 32;
+        xxh3_64_with_seed(&block[..SEAL], ROOT_MAGIC ^ ROOTS[slot] ^ beyond_first)
+    }
+
+    /// The version of the whole root of this store in this slot, if the block is one.
+    pub(crate) fn version(block: &[u8], store_id: u128, slot: usize) -> Option<u32> {
+        let version = get_u32(block, 8);
+        let whole = get_u64(block, 0) == ROOT_MAGIC
+            && get_u64(block, SEAL) == Root::seal(block, version, slot)
+            && get_u128(block, 16) == store_id;
+        whole.then_some(version)
+    }
+
+    /// `None` if the block is not a whole root of this store in this slot, or of a later version.
     pub(crate) fn decode(block: &[u8], store_id: u128, slot: usize) -> Option<Self> {
-        let seal = xxh3_64_with_seed(&block[..SEAL], ROOT_MAGIC ^ ROOTS[slot]);
-        if get_u64(block, 0) != ROOT_MAGIC
-            || get_u64(block, SEAL) != seal
-            || get_u128(block, 16) != store_id
-        {
+        if Root::version(block, store_id, slot)? > ROOT_VERSION_NEWEST {
             return None;
         }
         let extents = get_u32(block, 12) as usize;
@@ -381,6 +415,8 @@ impl Root {
             cold: Place(get_u64(block, 96)),
             containers: get_u32(block, 104),
             segments: get_u32(block, 108),
+            versions: get_u32(block, 112),
+            pinned: get_u64(block, 120),
             table,
         })
     }
@@ -598,6 +634,8 @@ mod tests {
             cold: Place(2000),
             containers: 1,
             segments: 4,
+            versions: 0,
+            pinned: 0,
             table: vec![Extent { place: Place(2001), blocks: 1, checksum: 0xBEEF }],
         };
         let block = root.encode(superblock().store_id, 1);
@@ -631,8 +669,8 @@ mod tests {
     fn what_is_written_is_read() {
         let block = superblock().encode();
         assert_eq!(Superblock::decode(&block), Ok(superblock()));
-        for table in [0, 1, ROOT_EXTENTS] {
-            let table = (0..table as u64)
+        for table_len in [0, 1, ROOT_EXTENTS] {
+            let table = (0..table_len as u64)
                 .map(|i| Extent { place: Place(50 + i), blocks: 2, checksum: !i })
                 .collect();
             let root = Root {
@@ -641,6 +679,8 @@ mod tests {
                 cold: Place(2000),
                 containers: 1,
                 segments: 4,
+                versions: [0, 700][table_len % 2],
+                pinned: table_len as u64,
                 table,
             };
             for slot in 0..2 {
@@ -669,6 +709,8 @@ mod tests {
             cold: Place::NONE,
             containers: 0,
             segments: 0,
+            versions: 0,
+            pinned: 0,
             table: vec![],
         };
         let superblock = superblock().encode();

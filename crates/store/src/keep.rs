@@ -10,8 +10,8 @@ use crate::aligned::AlignedBuf;
 use crate::cold::Cold;
 use crate::disk::Purpose;
 use crate::error::CommitError;
-use crate::format::NodeId;
 use crate::store::{State, Store};
+use crate::tree::Moves;
 
 /// What recovery may have to read, in blocks, before a new root is due: some milliseconds' worth.
 const REPLAY_BUDGET: u64 = 512;
@@ -45,8 +45,8 @@ pub(crate) struct Keeper {
     /// The slot of the older root: the next one goes there.
     pub(crate) slot: usize,
     pub(crate) cold: Cold,
-    /// Nodes to be written anew with the next root, because their places are to become free.
-    pub(crate) rewrites: Vec<NodeId>,
+    /// What the next root is to have elsewhere, because its place is to become free.
+    pub(crate) moves: Moves,
     /// Segments that could not be emptied, because something in them cannot be read.
     pub(crate) stuck: Vec<u32>,
 }

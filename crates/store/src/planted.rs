@@ -22,6 +22,14 @@ pub enum Bug {
     BlindTail,
     /// Segments are used again although a reader of another process needs them.
     PinsIgnored,
+    /// A block that the live state lets go of is freed although a snapshot has it.
+    SharedBlockFreed,
+    /// Going back to a snapshot is begun behind one new root.
+    GoBackWithOneRoot,
+    /// Cleaning moves blocks in the live map only.
+    MovedInLiveOnly,
+    /// Dropping a snapshot keeps what nobody else has.
+    DroppedButKept,
 }
 
 #[cfg(feature = "planted")]

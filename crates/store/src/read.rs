@@ -6,6 +6,7 @@ use stead_model::{PAGE_SIZE, PageId, PageNo};
 use crate::disk::BlockRead;
 use crate::error::ReadError;
 use crate::format::{Entry, Located};
+use crate::tree::Origins;
 use crate::view::View;
 
 /// Whether a page has an image.
@@ -26,25 +27,33 @@ pub struct Run {
     pub pages: usize,
 }
 
+/// Where a page lies, and as whose it may be sealed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) at: Located,
+    pub(crate) origins: Origins,
+}
+
 impl View<'_> {
     /// Reads a page as it is in this state; zeros if it was never stored.
     ///
     /// # Errors
     /// If the image, or the map on the way to it, is damaged or cannot be read.
     pub fn read_page(&self, id: PageId, into: &mut [u8; PAGE_SIZE]) -> Result<Stored, ReadError> {
-        let mut at = self.locate(id)?;
+        let mut found = self.locate(id)?;
         loop {
+            let Found { at, origins } = &found;
             if at.is_never() {
                 into.fill(0);
                 return Ok(Stored::Never);
             }
-            let read = self.store.disk.read_block(Entry::Image(id), at, into);
+            let read = self.store.disk.read_block(Entry::Image(id), origins, *at, into);
             let Err(error) = read else { return Ok(Stored::Image) };
             let now = self.locate(id)?;
-            if now == at {
+            if now == found {
                 return Err(error);
             }
-            at = now;
+            found = now;
         }
     }
 
@@ -64,9 +73,10 @@ impl View<'_> {
         );
         let id_of = |i: usize| PageId { page: PageNo(first.page.0 + i as u64), ..first };
         let most = (into.len() / PAGE_SIZE).min((PageNo::LIMIT - first.page.0) as usize);
-        let mut places: Vec<Located> = vec![self.locate(first)?];
+        let Found { at, origins } = self.locate(first)?;
+        let mut places: Vec<Located> = vec![at];
         while places.len() < most {
-            let Ok(at) = self.locate(id_of(places.len())) else { break };
+            let Ok(Found { at, .. }) = self.locate(id_of(places.len())) else { break };
             let alike = if places[0].is_never() {
                 at.is_never()
             } else {
@@ -88,7 +98,7 @@ impl View<'_> {
                 .zip(bytes.chunks(PAGE_SIZE))
                 .enumerate()
                 .take_while(|&(i, (&at, page))| {
-                    self.store.disk.check(Entry::Image(id_of(i)), at, page).is_ok()
+                    self.store.disk.check(Entry::Image(id_of(i)), &origins, at, page).is_ok()
                 })
                 .count(),
             Err(_) => 0,
@@ -112,14 +122,14 @@ impl View<'_> {
         let mut reads = Vec::with_capacity(ids.len());
         for (&id, page) in ids.iter().zip(into.chunks_mut(PAGE_SIZE)) {
             match self.locate(id) {
-                Ok(at) if at.is_never() => {
+                Ok(Found { at, .. }) if at.is_never() => {
                     page.fill(0);
                     stored.push(Ok(Stored::Never));
                 }
-                Ok(at) => {
+                Ok(Found { at, origins }) => {
                     stored.push(Ok(Stored::Image));
                     let entry = Entry::Image(id);
-                    reads.push(BlockRead { entry, at, into: page, outcome: Ok(()) });
+                    reads.push(BlockRead { entry, origins, at, into: page, outcome: Ok(()) });
                 }
                 Err(error) => stored.push(Err(error)),
             }
@@ -138,20 +148,23 @@ impl View<'_> {
     }
 
     /// Where a page lies now.
-    pub(crate) fn locate(&self, id: PageId) -> Result<Located, ReadError> {
+    pub(crate) fn locate(&self, id: PageId) -> Result<Found, ReadError> {
         loop {
             let (tree, version) = {
                 let state = self.store.state();
-                if let Some(at) = state.find_in_layers(id) {
-                    return Ok(at);
+                if self.is_live()
+                    && let Some(at) = state.find_in_layers(id)
+                {
+                    // What has been stored since the last root is sealed as this container's.
+                    return Ok(Found { at, origins: Origins::default() });
                 }
-                (state.trees.get(&id.container).cloned(), state.version)
+                (self.trees(&state).get(&id.container).cloned(), state.version)
             };
-            let Some(tree) = tree else { return Ok(Located::NEVER) };
+            let Some(tree) = tree else { return Ok(Found::default()) };
             match tree.find(id.page.0, &self.store.disk) {
                 // A map that is no longer in force may have been written over meanwhile.
                 Err(_) if self.store.state().version != version => {}
-                found => return found,
+                found => return found.map(|at| Found { at, origins: tree.origins().clone() }),
             }
         }
     }

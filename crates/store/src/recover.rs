@@ -1,7 +1,6 @@
 //! Opening: the newest root, and the record chain behind it. It reads headers, and of images only those of
 //! the last record, whose flush may not have come to pass. It writes nothing. Read [`Store::open_on`] first.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -17,8 +16,8 @@ use crate::disk::{Disk, Purpose};
 use crate::error::{Damage, OpenError, ReadError};
 use crate::format::{
     BLOCK, BadSuperblock, Chunk, ChunkKind, Entry, FORMAT_VERSION, HEADER_BLOCKS, Located,
-    LogPosition, Place, ROOTS, Root, SUPERBLOCKS, Sealer, Superblock, TABLE_CONTAINER_BYTES,
-    TABLE_SEGMENT_BYTES, get_u32, get_u64,
+    LogPosition, Place, ROOT_VERSION_NEWEST, ROOTS, Root, SUPERBLOCKS, Sealer, Superblock,
+    TABLE_CONTAINER_BYTES, TABLE_SEGMENT_BYTES, get_u32, get_u64,
 };
 use crate::keep::Keeper;
 use crate::layer::Layer;
@@ -27,7 +26,8 @@ use crate::planted::{self, Bug};
 use crate::reader::Reading;
 use crate::space::{Layout, Space};
 use crate::store::{State, Store, StoreHeader, enter};
-use crate::tree::Tree;
+use crate::tree::{Moves, Origins, Tree};
+use crate::versions::{Trees, Versions};
 
 /// How far behind an unreadable chunk another of the chain is looked for, in blocks: more than the longest chunk.
 const LOOK_ONWARD: u64 = 320;
@@ -148,6 +148,11 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
         .filter_map(|slot| Some((slot, Root::decode(block(ROOTS[slot]), store_id, slot)?)))
         .collect();
     roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.generation));
+    let versions = (0..2).filter_map(|slot| Root::version(block(ROOTS[slot]), store_id, slot));
+    if let Some(found) = versions.max().filter(|&version| version > ROOT_VERSION_NEWEST) {
+        let known = ROOT_VERSION_NEWEST;
+        return Err(OpenError::NewerFormat { path: path.into(), found, known });
+    }
     let newest = roots.first().map(|(_, root)| root.clone()).ok_or_else(|| {
         damaged(Damage::new(Place(ROOTS[0]).offset(), "both roots are unreadable"))
     })?;
@@ -175,7 +180,7 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             Err(error) => first_error = first_error.or(Some(error)),
         }
     }
-    let Some((slot, root, (trees, space))) = loaded else {
+    let Some((slot, root, (versions, space))) = loaded else {
         return Err(read_error(first_error.expect("no root was loaded, so one failed")));
     };
     let fell_back = roots.len() < 2 || root.generation != newest.generation;
@@ -222,7 +227,9 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
         state: RwLock::new(State {
             active: layer,
             frozen: None,
-            trees,
+            trees: versions.live,
+            snapshots: versions.snapshots,
+            leaving: None,
             space,
             position,
             replay_blocks,
@@ -234,7 +241,7 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             generation: newest.generation,
             slot: 1 - slot,
             cold: Cold::new(position.epoch, cold, root.table),
-            rewrites: Vec::new(),
+            moves: Moves::default(),
             stuck: Vec::new(),
         }),
         growing: Mutex::new(()),
@@ -276,7 +283,7 @@ fn decode_superblock(blocks: [&[u8]; 2], path: &Path) -> Result<Superblock, Open
     })
 }
 
-type Table = (BTreeMap<ContainerId, Arc<Tree>>, Space);
+type Table = (Versions, Space);
 
 fn load_table(
     disk: &Disk,
@@ -319,25 +326,28 @@ fn load_table(
         let offset = root.table.first().map_or(0, |extent| extent.place.offset());
         ReadError::from(Damage::new(offset, format!("the table of containers {what}")))
     };
-    if bytes.len() < containers * TABLE_CONTAINER_BYTES + segments * TABLE_SEGMENT_BYTES {
+    let lengths = [
+        containers * TABLE_CONTAINER_BYTES,
+        segments * TABLE_SEGMENT_BYTES,
+        root.versions as usize,
+    ];
+    if bytes.len() < lengths.iter().sum() {
         return Err(nonsense("is shorter than its root says"));
     }
-    let mut trees = BTreeMap::new();
-    let (tree_bytes, segment_bytes) = bytes.split_at(containers * TABLE_CONTAINER_BYTES);
+    let mut trees = Trees::new();
+    let (tree_bytes, rest) = bytes.split_at(lengths[0]);
+    let (segment_bytes, rest) = rest.split_at(lengths[1]);
     for entry in tree_bytes.chunks(TABLE_CONTAINER_BYTES) {
         let container = ContainerId(get_u32(entry, 0));
         let at = Located { place: Place(get_u64(entry, 8)), checksum: get_u64(entry, 16) };
         let levels = u8::try_from(get_u32(entry, 4)).unwrap_or(u8::MAX);
-        let tree = Tree::stored(container, levels, at, get_u64(entry, 24))
+        let tree = Tree::stored(container, Origins::default(), levels, at, get_u64(entry, 24))
             .filter(|_| container <= ContainerId::MAX)
             .ok_or_else(|| nonsense("names a map that cannot be"))?;
         trees.insert(container, Arc::new(tree));
     }
-    let table: Vec<u32> = segment_bytes
-        .chunks(TABLE_SEGMENT_BYTES)
-        .take(segments)
-        .map(|entry| get_u32(entry, 0))
-        .collect();
+    let table: Vec<u32> =
+        segment_bytes.chunks(TABLE_SEGMENT_BYTES).map(|entry| get_u32(entry, 0)).collect();
     let mut space = Space::decode(layout, root.generation, &table)
         .ok_or_else(|| nonsense("counts more blocks than a segment has"))?;
     space.add_segments(segments_in_file - segments, true);
@@ -347,7 +357,9 @@ fn load_table(
     {
         return Err(nonsense("lies apart from the record chain"));
     }
-    Ok((trees, space))
+    let versions = Versions::decode(trees, root.pinned, &rest[..lengths[2]])
+        .ok_or_else(|| nonsense("names snapshots that cannot be"))?;
+    Ok((versions, space))
 }
 
 /// A record whose chunks have all been found.

@@ -1,11 +1,10 @@
 //! The store as its user holds it, and what its parts share. The verbs have files of their own: `commit`,
 //! `view` with `read`, `keep` with `checkpoint` and `clean`, `recover`, `verify`. Read [`Store`] first, then `State`.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use stead_model::{ContainerId, PageId};
+use stead_model::PageId;
 
 use crate::batch::Batch;
 use crate::commit::Writer;
@@ -16,7 +15,7 @@ use crate::keep::Keeper;
 use crate::layer::Layer;
 use crate::recover::Hold;
 use crate::space::{Layout, Space};
-use crate::tree::Tree;
+use crate::versions::{Snapshots, Trees, Versions};
 
 /// A store: pages that stay, moving from one whole state to the next (catalogue B1).
 ///
@@ -82,8 +81,13 @@ pub struct Stat {
     pub free_segments: usize,
     /// Segments that will be free after the next roots.
     pub pending_segments: usize,
-    /// Bytes that the map refers to: images and the map itself. Images replaced since the last root count still.
+    /// Bytes that the map refers to, those of snapshots included: images and the map itself. Images replaced since
+    /// the last root count still.
     pub live_bytes: u64,
+    /// Bytes of these that nothing but snapshots refers to.
+    pub pinned_bytes: u64,
+    /// Snapshots.
+    pub snapshots: usize,
     /// What a recovery would have to read, in blocks; upkeep keeps it bounded.
     pub replay_blocks: u64,
     /// The newest root's generation.
@@ -102,7 +106,10 @@ pub(crate) struct State {
     /// What goes into the root that is being written.
     pub(crate) frozen: Option<Arc<Layer>>,
     /// The map as the last root has it.
-    pub(crate) trees: BTreeMap<ContainerId, Arc<Tree>>,
+    pub(crate) trees: Trees,
+    pub(crate) snapshots: Snapshots,
+    /// The snapshot that is being dropped: nobody may begin to look at it.
+    pub(crate) leaving: Option<u64>,
     pub(crate) space: Space,
     pub(crate) position: LogPosition,
     /// What replaying the chain since the last root costs, in blocks to read.
@@ -148,6 +155,12 @@ pub(crate) fn enter(layer: &mut Layer, space: &mut Space, entry: Entry, at: Loca
 impl Store {
     pub(crate) fn layout(&self) -> Layout {
         Layout { segment_blocks: u64::from(self.header.segment_blocks) }
+    }
+
+    /// All versions of the map as the last root has them.
+    pub(crate) fn versions(&self) -> Versions {
+        let state = self.state();
+        Versions::new(state.trees.clone(), state.snapshots.clone())
     }
 
     // A panic while one of these is held is a bug of ours that has been reported by that panic; what the
@@ -210,6 +223,8 @@ impl Store {
             free_segments: state.space.free_segments(),
             pending_segments: state.space.pending_segments(),
             live_bytes: (state.space.live_blocks() + HEADER_BLOCKS) * BLOCK as u64,
+            pinned_bytes: state.snapshots.pinned * BLOCK as u64,
+            snapshots: state.snapshots.list.len(),
             replay_blocks: state.replay_blocks,
             generation: state.generation,
             epoch: state.position.epoch,

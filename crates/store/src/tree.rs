@@ -9,6 +9,12 @@ use stead_model::ContainerId;
 use crate::error::ReadError;
 use crate::format::{BLOCK, Located, NodeId, Place, get_u64, put};
 
+mod relocate;
+mod shared;
+
+pub(crate) use relocate::{Moves, Relocation};
+pub(crate) use shared::{Holder, Others, count_lacking, only};
+
 pub(crate) const FANOUT: usize = 256;
 
 /// 256^5 pages are the 2^40 that a container may have.
@@ -16,8 +22,38 @@ const MAX_LEVELS: u8 = 5;
 
 /// Where nodes that are not in memory come from.
 pub(crate) trait Nodes {
-    /// The node's block, its checksum checked.
-    fn load(&self, id: NodeId, at: Located) -> Result<Vec<u8>, ReadError>;
+    /// The node's block, its checksum checked; it may be sealed as one of the origins' too.
+    fn load(&self, id: NodeId, origins: &Origins, at: Located) -> Result<Vec<u8>, ReadError>;
+}
+
+/// The containers from which a branch was made, the nearest first. What it has taken over is sealed with their ids.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Origins(Option<Arc<[ContainerId]>>);
+
+impl Origins {
+    pub(crate) fn ids(&self) -> &[ContainerId] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl From<Vec<ContainerId>> for Origins {
+    fn from(ids: Vec<ContainerId>) -> Self {
+        Origins((!ids.is_empty()).then(|| ids.into()))
+    }
+}
+
+/// A block that a map refers to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Block {
+    Page(u64),
+    Node(NodeId),
+}
+
+/// A block that a changed map no longer refers to. Other versions of the map still may.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Released {
+    pub(crate) block: Block,
+    pub(crate) place: Place,
 }
 
 #[derive(Clone, Debug)]
@@ -38,6 +74,7 @@ struct Child {
 #[derive(Clone, Debug)]
 pub(crate) struct Tree {
     container: ContainerId,
+    origins: Origins,
     levels: u8,
     root: Child,
     pages: u64,
@@ -45,22 +82,54 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn empty(container: ContainerId) -> Self {
-        Tree { container, levels: 0, root: Child::default(), pages: 0 }
+        let origins = Origins::default();
+        Tree { container, origins, levels: 0, root: Child::default(), pages: 0 }
     }
 
     /// A tree that has been stored; `None` if there is no such tree.
     pub(crate) fn stored(
         container: ContainerId,
+        origins: Origins,
         levels: u8,
         root: Located,
         pages: u64,
     ) -> Option<Self> {
         ((1..=MAX_LEVELS).contains(&levels) && !root.is_never()).then(|| Tree {
             container,
+            origins,
             levels,
             root: Child { stored: root, loaded: OnceLock::new() },
             pages,
         })
+    }
+
+    /// The same map as another container's.
+    pub(crate) fn branch(&self, container: ContainerId) -> Tree {
+        let mut origins = vec![self.container];
+        origins.extend_from_slice(self.origins.ids());
+        Tree { container, origins: origins.into(), ..self.clone() }
+    }
+
+    pub(crate) fn container(&self) -> ContainerId {
+        self.container
+    }
+
+    pub(crate) fn origins(&self) -> &Origins {
+        &self.origins
+    }
+
+    /// Whether it is the same map, stored once; so are then all blocks below.
+    pub(crate) fn is_same(&self, other: &Tree) -> bool {
+        self.container == other.container
+            && self.root.stored == other.root.stored
+            && !self.root.stored.is_never()
+            && self.levels == other.levels
+            && self.origins == other.origins
+    }
+
+    /// Which maps may share blocks with this one: those of this container, of its origins, and of their branches.
+    pub(crate) fn family(&self) -> ContainerId {
+        self.origins.ids().last().copied().unwrap_or(self.container)
     }
 
     pub(crate) fn levels(&self) -> u8 {
@@ -96,7 +165,9 @@ impl Tree {
         let mut child = &self.root;
         let mut id = self.root_id();
         loop {
-            let Some(node) = child.node(id, nodes)? else { return Ok(Located::NEVER) };
+            let Some(node) = child.node(id, &self.origins, nodes)? else {
+                return Ok(Located::NEVER);
+            };
             let slot = (page >> (8 * u32::from(id.level))) as usize % FANOUT;
             match &**node {
                 Node::Leaf(pages) => return Ok(pages[slot]),
@@ -120,7 +191,7 @@ impl Tree {
         let mut child = &self.root;
         let mut id = self.root_id();
         while id.level > wanted.level {
-            let Some(node) = child.node(id, nodes)? else { return Ok(None) };
+            let Some(node) = child.node(id, &self.origins, nodes)? else { return Ok(None) };
             let Node::Inner(children) = &**node else { unreachable!("leaves are at level 0") };
             let slot = wanted.slot_at(id.level);
             child = &children[slot];
@@ -134,7 +205,7 @@ impl Tree {
         &mut self,
         updates: &[(u64, Located)],
         nodes: &dyn Nodes,
-        released: &mut Vec<Place>,
+        released: &mut Vec<Released>,
     ) -> Result<(), ReadError> {
         let highest = updates.iter().rev().find(|(_, at)| !at.is_never()).map(|&(page, _)| page);
         while highest.is_some_and(|page| !self.covers(page)) {
@@ -149,7 +220,7 @@ impl Tree {
         if self.levels == 0 {
             return Ok(());
         }
-        let mut edit = Edit { nodes, released, pages: self.pages };
+        let mut edit = Edit { nodes, origins: &self.origins, released, pages: self.pages };
         let id = self.root_id();
         edit.update(&mut self.root, id, &updates[..end])?;
         self.pages = edit.pages;
@@ -157,32 +228,6 @@ impl Tree {
             self.levels = 0;
         }
         Ok(())
-    }
-
-    /// Has the node written anew with the next map, because its place is to become free.
-    pub(crate) fn rewrite(
-        &mut self,
-        wanted: NodeId,
-        nodes: &dyn Nodes,
-        released: &mut Vec<Place>,
-    ) -> Result<(), ReadError> {
-        if self.find_node(wanted, nodes)?.is_none() {
-            return Ok(());
-        }
-        let mut id = self.root_id();
-        let mut child = &mut self.root;
-        loop {
-            child.node(id, nodes)?;
-            child.change(released);
-            let node = child.node_mut(id, nodes)?;
-            if id.level == wanted.level {
-                return Ok(());
-            }
-            let Node::Inner(children) = node else { unreachable!("leaves are at level 0") };
-            let slot = wanted.slot_at(id.level);
-            child = &mut children[slot];
-            id = id.below(slot);
-        }
     }
 
     /// Writes all nodes that have been changed, those below before those above. `sink` says where each goes.
@@ -195,17 +240,20 @@ impl Tree {
     }
 
     /// Shows every stored page in order, and every node that is stored, to `visitor`. Nodes that cannot be
-    /// read are passed over, with the reason.
-    pub(crate) fn visit(&self, nodes: &dyn Nodes, visitor: &mut dyn Visitor) {
+    /// read are passed over, with the reason. Returns how many pages there are.
+    pub(crate) fn visit(&self, nodes: &dyn Nodes, visitor: &mut dyn Visitor) -> u64 {
         let id = self.root_id();
-        self.root.visit(id, nodes, visitor);
+        self.root.visit(id, &self.origins, nodes, visitor)
     }
 }
 
 /// Sees a whole tree.
 pub(crate) trait Visitor {
     fn page(&mut self, page: u64, at: Located);
-    fn node(&mut self, id: NodeId, at: Place);
+    /// Answers how many pages lie below the node if that need not be looked at.
+    fn node(&mut self, id: NodeId, at: Place) -> Option<u64>;
+    /// All below the node, so many pages, has been shown.
+    fn seen(&mut self, _id: NodeId, _at: Place, _pages: u64) {}
     fn unreadable(&mut self, id: NodeId, error: ReadError);
 }
 
@@ -237,9 +285,14 @@ impl Child {
         self.stored.is_never() && self.loaded.get().is_none()
     }
 
-    fn node(&self, id: NodeId, nodes: &dyn Nodes) -> Result<Option<&Arc<Node>>, ReadError> {
+    fn node(
+        &self,
+        id: NodeId,
+        origins: &Origins,
+        nodes: &dyn Nodes,
+    ) -> Result<Option<&Arc<Node>>, ReadError> {
         if self.loaded.get().is_none() && !self.stored.is_never() {
-            let node = Node::decode(&nodes.load(id, self.stored)?, id.level);
+            let node = Node::decode(&nodes.load(id, origins, self.stored)?, id.level);
             // Another reader may have been quicker, with the same node.
             let _ = self.loaded.set(Arc::new(node));
         }
@@ -247,8 +300,13 @@ impl Child {
     }
 
     /// The node, made if there was none, its own copy if another version shares it.
-    fn node_mut(&mut self, id: NodeId, nodes: &dyn Nodes) -> Result<&mut Node, ReadError> {
-        if self.node(id, nodes)?.is_none() {
+    fn node_mut(
+        &mut self,
+        id: NodeId,
+        origins: &Origins,
+        nodes: &dyn Nodes,
+    ) -> Result<&mut Node, ReadError> {
+        if self.node(id, origins, nodes)?.is_none() {
             let node = match id.level {
                 0 => Node::Leaf(Box::new([Located::NEVER; FANOUT])),
                 _ => Node::Inner(empty_children()),
@@ -260,9 +318,9 @@ impl Child {
     }
 
     /// Gives up the stored block, because the node, which is loaded, is being changed.
-    fn change(&mut self, released: &mut Vec<Place>) {
+    fn change(&mut self, id: NodeId, released: &mut Vec<Released>) {
         if !self.stored.is_never() {
-            released.push(self.stored.place);
+            released.push(Released { block: Block::Node(id), place: self.stored.place });
             self.stored = Located::NEVER;
         }
     }
@@ -286,27 +344,42 @@ impl Child {
         Ok(())
     }
 
-    fn visit(&self, id: NodeId, nodes: &dyn Nodes, visitor: &mut dyn Visitor) {
-        if !self.stored.is_never() {
-            visitor.node(id, self.stored.place);
+    fn visit(
+        &self,
+        id: NodeId,
+        origins: &Origins,
+        nodes: &dyn Nodes,
+        visitor: &mut dyn Visitor,
+    ) -> u64 {
+        let at = self.stored.place;
+        if !at.is_none()
+            && let Some(pages) = visitor.node(id, at)
+        {
+            return pages;
         }
-        match self.node(id, nodes).map(|node| node.map(|node| &**node)) {
+        let mut count = 0;
+        match self.node(id, origins, nodes).map(|node| node.map(|node| &**node)) {
             Ok(None) => {}
             Ok(Some(Node::Leaf(pages))) => {
                 let first = u64::from(id.index) << 8;
                 for (slot, &at) in pages.iter().enumerate() {
                     if !at.is_never() {
                         visitor.page(first + slot as u64, at);
+                        count += 1;
                     }
                 }
             }
             Ok(Some(Node::Inner(children))) => {
                 for (slot, child) in children.iter().enumerate() {
-                    child.visit(id.below(slot), nodes, visitor);
+                    count += child.visit(id.below(slot), origins, nodes, visitor);
                 }
             }
             Err(error) => visitor.unreadable(id, error),
         }
+        if !at.is_none() {
+            visitor.seen(id, at, count);
+        }
+        count
     }
 }
 
@@ -348,7 +421,8 @@ impl Node {
 
 struct Edit<'a> {
     nodes: &'a dyn Nodes,
-    released: &'a mut Vec<Place>,
+    origins: &'a Origins,
+    released: &'a mut Vec<Released>,
     pages: u64,
 }
 
@@ -362,13 +436,14 @@ impl Edit<'_> {
         if updates.is_empty() || child.is_empty() && updates.iter().all(|(_, at)| at.is_never()) {
             return Ok(());
         }
-        let node = child.node_mut(id, self.nodes)?;
+        let node = child.node_mut(id, self.origins, self.nodes)?;
         match node {
             Node::Leaf(pages) => {
                 for &(page, at) in updates {
                     let old = std::mem::replace(&mut pages[page as usize % FANOUT], at);
                     if !old.is_never() {
-                        self.released.push(old.place);
+                        let block = Block::Page(page);
+                        self.released.push(Released { block, place: old.place });
                         self.pages -= 1;
                     }
                     if !at.is_never() {
@@ -385,7 +460,7 @@ impl Edit<'_> {
             }
         }
         let emptied = node.is_empty();
-        child.change(self.released);
+        child.change(id, self.released);
         if emptied {
             *child = Child::default();
         }

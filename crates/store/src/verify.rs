@@ -1,7 +1,8 @@
 //! Looking at everything: every image, node and table block read from the disk and checked, every block of
 //! the file accounted for (catalogue B9, B12). It repairs nothing. Read [`Store::verify`] first.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slotted;
 use std::time::Duration;
 
 use stead_model::{ContainerId, PageId, PageNo};
@@ -14,7 +15,8 @@ use crate::format::{
 use crate::layer::Layer;
 use crate::space::Layout;
 use crate::store::Store;
-use crate::tree::Visitor;
+use crate::tree::{Block, Origins, Tree, Visitor};
+use crate::versions::Versions;
 
 /// How far a verification has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +42,8 @@ pub struct Accounting {
     pub images: u64,
     /// The map itself, and its table.
     pub map: u64,
+    /// Images and parts of maps that nothing but snapshots refers to.
+    pub pinned: u64,
     /// In used segments, but neither image nor map: chunk headers, what has been replaced, room not yet
     /// written.
     pub other: u64,
@@ -96,27 +100,29 @@ impl Store {
     ) -> Result<Verified, ReadError> {
         // With upkeep held back no segment becomes free, so nothing that is found now is written over.
         let keeper = self.keeper();
-        let (trees, active, space) = {
+        let (versions, active, space) = {
             let state = self.state();
-            (state.trees.clone(), state.active.clone(), state.space.clone())
+            let versions = Versions::new(state.trees.clone(), state.snapshots.clone());
+            (versions, state.active.clone(), state.space.clone())
         };
+        let snapshots = &versions.snapshots;
         let mut found = Found::new(space.segments(), self.layout());
         for extent in &keeper.cold.table {
             for i in 0..u64::from(extent.blocks) {
-                found.in_map(extent.place.plus(i));
+                found.in_table(extent.place.plus(i));
             }
         }
-        for (&container, tree) in &trees {
-            let mut visit = Visit { container, found: &mut found, active: &active, pages: 0 };
-            tree.visit(&self.disk, &mut visit);
-            let pages = visit.pages;
-            if pages != tree.pages() && found.damages.is_empty() {
-                let says = tree.pages();
-                let what = format!(
-                    "the map of container {container} has {pages} pages, its root says {says}"
-                );
-                found.miscounted.push(what);
-            }
+        let with_hidden = !snapshots.list.is_empty();
+        for tree in versions.live.values() {
+            self.visit_tree(&mut found, tree, Some((&active, with_hidden)));
+        }
+        for tree in snapshots.list.iter().flat_map(|snapshot| snapshot.trees.values()) {
+            self.visit_tree(&mut found, tree, None);
+        }
+        if found.damages.is_empty() && found.pinned != snapshots.pinned {
+            let (found_there, counted) = (found.pinned, snapshots.pinned);
+            let what = format!("snapshots alone hold {found_there} blocks, {counted} are counted");
+            found.miscounted.push(what);
         }
         for (container, changes) in active.containers() {
             for (&page, &at) in changes.pages.iter().filter(|(_, at)| !at.is_never()) {
@@ -144,7 +150,6 @@ impl Store {
             found.miscounted.push(format!("segment {segment} is free and in use"));
         }
         self.check_header(&mut found.damages)?;
-        let image_count = found.images.len() as u64;
         if images {
             self.check_images(&mut found, progress)?;
         }
@@ -157,13 +162,27 @@ impl Store {
                 header: HEADER_BLOCKS,
                 free,
                 pending,
-                images: image_count,
+                images: found.live_images,
                 map,
-                other: used.saturating_sub(image_count + map),
+                pinned: found.pinned,
+                other: used.saturating_sub(found.live_images + map + found.pinned),
             },
             damages: found.damages,
             miscounted: found.miscounted,
         })
+    }
+
+    /// Counts what a tree refers to and no tree before; of the live ones with the layer over them, and whether images
+    /// that it hides are checked too.
+    fn visit_tree(&self, found: &mut Found, tree: &Tree, live: Option<(&Layer, bool)>) {
+        let container = tree.container();
+        let says = tree.pages();
+        let pages = tree.visit(&self.disk, &mut Visit { tree, live, found });
+        if pages != says && found.damages.is_empty() {
+            let what =
+                format!("a map of container {container} has {pages} pages, its root says {says}");
+            found.miscounted.push(what);
+        }
     }
 
     fn check_header(&self, damages: &mut Vec<Damage>) -> Result<(), ReadError> {
@@ -203,33 +222,33 @@ impl Store {
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<(), ReadError> {
         let mut images = std::mem::take(&mut found.images);
-        images.sort_unstable_by_key(|(_, at)| at.place);
+        images.sort_unstable_by_key(|image| image.at.place);
         let total = images.len() as u64;
         let mut bytes = AlignedBuf::zeroed(READ_BLOCKS * BLOCK);
         let mut done = 0;
         while done < images.len() {
             progress(VerifyProgress { done: done as u64, total });
             // Those that lie side by side are read at once.
-            let first = images[done].1.place;
+            let first = images[done].at.place;
             let run = images[done..]
                 .iter()
                 .take(READ_BLOCKS)
                 .enumerate()
-                .take_while(|(i, (_, at))| at.place == first.plus(*i as u64))
+                .take_while(|(i, image)| image.at.place == first.plus(*i as u64))
                 .count();
             let into = &mut bytes.as_mut_slice()[..run * BLOCK];
             let read = self.disk.read_from_disk(first.offset(), into);
-            for (i, &(id, at)) in images[done..done + run].iter().enumerate() {
+            for (i, Image { id, origins, at }) in images[done..done + run].iter().enumerate() {
                 let block = &mut bytes.as_mut_slice()[i * BLOCK..(i + 1) * BLOCK];
                 if read.is_err() {
                     // One of them cannot be read: find out which.
                     if let Err(error) = self.disk.read_from_disk(at.place.offset(), block) {
-                        found.unreadable(Some(id), at.place, error);
+                        found.unreadable(Some(*id), at.place, error);
                         continue;
                     }
                 }
-                if let Err(error) = self.disk.check(Entry::Image(id), at, block) {
-                    found.unreadable(Some(id), at.place, error);
+                if let Err(error) = self.disk.check(Entry::Image(*id), origins, *at, block) {
+                    found.unreadable(Some(*id), at.place, error);
                 }
             }
             done += run;
@@ -239,17 +258,38 @@ impl Store {
     }
 }
 
-/// What the map refers to.
+/// What is known of a block that something refers to.
+#[derive(Clone, Copy)]
+struct Known {
+    /// As what. Only versions of one map may refer to the same block, and only as the same thing.
+    family: ContainerId,
+    block: Option<Block>,
+    /// Pages below, if it is a node and they have all been seen.
+    pages: Option<u64>,
+    /// Whether it is an image of the live state that no layer hides.
+    is_live_image: bool,
+}
+
+/// What the maps refer to.
 struct Found {
     layout: Layout,
     tree: Vec<u32>,
     layer: Vec<u32>,
-    /// Images that count, not those that a layer hides.
-    images: Vec<(PageId, Located)>,
+    /// Images to be checked, each once.
+    images: Vec<Image>,
+    /// Images of the live state, not those that a layer hides.
+    live_images: u64,
     map: u64,
-    places: HashSet<Place>,
+    pinned: u64,
+    blocks: HashMap<Place, Known>,
     damages: Vec<Damage>,
     miscounted: Vec<String>,
+}
+
+struct Image {
+    id: PageId,
+    origins: Origins,
+    at: Located,
 }
 
 impl Found {
@@ -259,35 +299,54 @@ impl Found {
             tree: vec![0; segments],
             layer: vec![0; segments],
             images: Vec::new(),
+            live_images: 0,
             map: 0,
-            places: HashSet::new(),
+            pinned: 0,
+            blocks: HashMap::new(),
             damages: Vec::new(),
             miscounted: Vec::new(),
         }
     }
 
-    fn refer(&mut self, place: Place) -> Option<usize> {
+    /// Notes that something refers to a block; its segment, if nothing has before.
+    fn refer(
+        &mut self,
+        place: Place,
+        family: ContainerId,
+        block: Option<Block>,
+    ) -> (&mut Known, Option<usize>) {
         let segment = self.layout.segment(place).map(|segment| segment as usize);
         let segment = segment.filter(|&segment| segment < self.tree.len());
         if segment.is_none() {
             self.damages
                 .push(Damage::new(place.offset(), "the map refers to a block beyond the file"));
-        } else if !self.places.insert(place) {
-            self.miscounted.push(format!("block {} is referred to twice", place.0));
         }
-        segment
+        match self.blocks.entry(place) {
+            Slotted::Vacant(entry) => {
+                let known = Known { family, block, pages: None, is_live_image: false };
+                (entry.insert(known), segment)
+            }
+            Slotted::Occupied(entry) => {
+                let known = entry.into_mut();
+                if block.is_none() || known.block != block || known.family != family {
+                    self.miscounted.push(format!("block {} is referred to twice", place.0));
+                }
+                (known, None)
+            }
+        }
     }
 
-    fn in_map(&mut self, place: Place) {
+    fn in_table(&mut self, place: Place) {
         self.map += 1;
-        if let Some(segment) = self.refer(place) {
+        if let (_, Some(segment)) = self.refer(place, ContainerId(0), None) {
             self.tree[segment] += 1;
         }
     }
 
     fn in_layer(&mut self, id: PageId, at: Located) {
-        self.images.push((id, at));
-        if let Some(segment) = self.refer(at.place) {
+        self.images.push(Image { id, origins: Origins::default(), at });
+        self.live_images += 1;
+        if let (_, Some(segment)) = self.refer(at.place, id.container, None) {
             self.layer[segment] += 1;
         }
     }
@@ -303,26 +362,50 @@ impl Found {
 }
 
 struct Visit<'a> {
-    container: ContainerId,
+    tree: &'a Tree,
+    /// The layer over a live tree, and whether images that it hides are checked; `None` for a snapshot's.
+    live: Option<(&'a Layer, bool)>,
     found: &'a mut Found,
-    active: &'a Layer,
-    pages: u64,
 }
 
 impl Visitor for Visit<'_> {
     fn page(&mut self, page: u64, at: Located) {
-        self.pages += 1;
-        let id = PageId { container: self.container, page: PageNo(page) };
-        if let Some(segment) = self.found.refer(at.place) {
+        let id = PageId { container: self.tree.container(), page: PageNo(page) };
+        let shown = self.live.is_some_and(|(active, _)| active.find(id).is_none());
+        let checked = self.live.is_none_or(|(_, with_hidden)| shown || with_hidden);
+        let (known, segment) =
+            self.found.refer(at.place, self.tree.family(), Some(Block::Page(page)));
+        let newly_shown = shown && !known.is_live_image;
+        known.is_live_image |= shown;
+        self.found.live_images += u64::from(newly_shown);
+        if let Some(segment) = segment {
             self.found.tree[segment] += 1;
+            self.found.pinned += u64::from(self.live.is_none());
         }
-        if self.active.find(id).is_none() {
-            self.found.images.push((id, at));
+        if checked && (segment.is_some() || newly_shown && !self.live.is_some_and(|(_, all)| all)) {
+            self.found.images.push(Image { id, origins: self.tree.origins().clone(), at });
         }
     }
 
-    fn node(&mut self, _: NodeId, at: Place) {
-        self.found.in_map(at);
+    fn node(&mut self, id: NodeId, at: Place) -> Option<u64> {
+        let block = Some(Block::Node(NodeId { container: self.tree.family(), ..id }));
+        let (known, segment) = self.found.refer(at, self.tree.family(), block);
+        // A live map is looked at as a whole: which of its images count depends on its own layer.
+        let pages = known.pages.filter(|_| self.live.is_none());
+        if let Some(segment) = segment {
+            self.found.tree[segment] += 1;
+            match self.live {
+                Some(_) => self.found.map += 1,
+                None => self.found.pinned += 1,
+            }
+        }
+        pages
+    }
+
+    fn seen(&mut self, _: NodeId, at: Place, pages: u64) {
+        if let Some(known) = self.found.blocks.get_mut(&at) {
+            known.pages = Some(pages);
+        }
     }
 
     fn unreadable(&mut self, _: NodeId, error: ReadError) {

@@ -1,27 +1,32 @@
-//! A state of the store as something to read: the live one, which moves on with stabilisations. The reading
-//! itself is in `read`. Read [`View`] first.
+//! A state of the store as something to read: the live one, which moves on with stabilisations, or a snapshot's,
+//! which stands still. The reading of pages is in `read`. Read [`View`] first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageRange};
 
 use crate::error::ReadError;
 use crate::format::{Located, NodeId, Place};
+use crate::layer::Changes;
 use crate::read::{Run, Stored};
-use crate::store::Store;
-use crate::tree::Visitor;
+use crate::store::{State, Store};
+use crate::tree::{Block, Nodes, Tree, Visitor, only};
+use crate::versions::{SnapshotInfo, Trees};
 
 /// One state of a store, for reading (catalogue B11).
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     pub(crate) store: &'a Store,
+    /// `None`: the live state.
+    snapshot: Option<Arc<SnapshotInfo>>,
 }
 
 impl Store {
     /// The live state: what the last stabilisation left. It shows each new one as soon as that is acknowledged.
     #[must_use]
     pub fn view(&self) -> View<'_> {
-        View { store: self }
+        View { store: self, snapshot: None }
     }
 
     /// [`View::read_page`] of the live state.
@@ -66,14 +71,47 @@ impl Store {
     }
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    pub(crate) fn of_snapshot(store: &'a Store, info: &Arc<SnapshotInfo>) -> Self {
+        View { store, snapshot: Some(Arc::clone(info)) }
+    }
+
+    /// The snapshot whose state this is; `None` if it is the live state.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<&SnapshotInfo> {
+        self.snapshot.as_deref()
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        self.snapshot.is_none()
+    }
+
+    /// The maps of this state, without what the layers hold of the live one.
+    pub(crate) fn trees<'s>(&self, state: &'s State) -> &'s Trees {
+        match &self.snapshot {
+            None => &state.trees,
+            Some(info) => {
+                let snapshot = state.snapshots.numbered(info.number);
+                &snapshot.expect("a snapshot is not dropped while there is a view of it").trees
+            }
+        }
+    }
+
+    /// What the layers know of a container, the older one first.
+    fn changes(&self, state: &State, container: ContainerId) -> Vec<Changes> {
+        let layers = state.frozen.as_deref().into_iter().chain([&state.active]);
+        let layers = layers.filter(|_| self.is_live());
+        layers.filter_map(|layer| layer.changes(container).cloned()).collect()
+    }
+
     /// The containers of which something may be stored, in order.
     #[must_use]
     pub fn containers(&self) -> Vec<ContainerId> {
         let state = self.store.state();
         let mut stored: BTreeMap<ContainerId, bool> =
-            state.trees.keys().map(|&container| (container, true)).collect();
-        for layer in state.frozen.as_deref().into_iter().chain([&state.active]) {
+            self.trees(&state).keys().map(|&container| (container, true)).collect();
+        let layers = state.frozen.as_deref().into_iter().chain([&state.active]);
+        for layer in layers.filter(|_| self.is_live()) {
             for (container, changes) in layer.containers() {
                 let below = !changes.dropped && stored.contains_key(&container);
                 let here = changes.pages.values().any(|at| !at.is_never());
@@ -89,20 +127,14 @@ impl View<'_> {
     /// If the container's map is damaged or cannot be read.
     pub fn stored_pages(&self, container: ContainerId) -> Result<Vec<PageRange>, ReadError> {
         loop {
-            let (tree, layers, version) = {
+            let (tree, changes, version) = {
                 let state = self.store.state();
-                let layers: Vec<_> = state
-                    .frozen
-                    .as_deref()
-                    .into_iter()
-                    .chain([&state.active])
-                    .filter_map(|layer| layer.changes(container).cloned())
-                    .collect();
-                (state.trees.get(&container).cloned(), layers, state.version)
+                let tree = self.trees(&state).get(&container).cloned();
+                (tree, self.changes(&state, container), state.version)
             };
             let mut pages = Pages::default();
             if let Some(tree) = tree
-                && !layers.iter().any(|changes| changes.dropped)
+                && !changes.iter().any(|changes| changes.dropped)
             {
                 tree.visit(&self.store.disk, &mut pages);
             }
@@ -112,7 +144,7 @@ impl View<'_> {
                 None => {}
             }
             let mut stored: BTreeSet<u64> = pages.stored.into_iter().collect();
-            for changes in layers {
+            for changes in changes {
                 if changes.dropped {
                     stored.clear();
                 }
@@ -127,6 +159,63 @@ impl View<'_> {
             return Ok(ranges(stored));
         }
     }
+
+    /// The pages of a container that may be others here than in `base`, in order: stored anew, or zero now. It costs
+    /// by what differs. A page that the store has only moved is not among them.
+    ///
+    /// # Errors
+    /// If one of the container's two maps is damaged or cannot be read.
+    ///
+    /// # Panics
+    /// If `base` is a view of another store.
+    pub fn changed_pages(
+        &self,
+        base: &View<'_>,
+        container: ContainerId,
+    ) -> Result<Vec<PageRange>, ReadError> {
+        assert!(std::ptr::eq(self.store, base.store), "both are views of one store");
+        loop {
+            let (trees, changes, version) = {
+                let state = self.store.state();
+                let tree = |view: &View<'_>| {
+                    let tree = view.trees(&state).get(&container).cloned();
+                    tree.unwrap_or_else(|| Arc::new(Tree::empty(container)))
+                };
+                let trees = [tree(self), tree(base)];
+                let mut changes = Vec::new();
+                if self.is_live() != base.is_live() {
+                    changes = self.changes(&state, container);
+                    changes.extend(base.changes(&state, container));
+                }
+                (trees, changes, state.version)
+            };
+            match differing(&trees, &changes, &self.store.disk) {
+                Err(_) if self.store.state().version != version => {}
+                changed => return changed.map(ranges),
+            }
+        }
+    }
+}
+
+/// The pages in which two maps differ, or that a layer over one of them names.
+fn differing(
+    [one, other]: &[Arc<Tree>; 2],
+    changes: &[Changes],
+    nodes: &dyn Nodes,
+) -> Result<BTreeSet<u64>, ReadError> {
+    let mut pages: BTreeSet<u64> =
+        changes.iter().flat_map(|changes| changes.pages.keys().copied()).collect();
+    for (tree, base) in [(one, other), (other, one)] {
+        let base = (!changes.iter().any(|changes| changes.dropped)).then_some(&**base);
+        if let Some(error) = only(tree, base.into_iter(), nodes, &mut |block, _| {
+            if let Block::Page(page) = block {
+                pages.insert(page);
+            }
+        })? {
+            return Err(error);
+        }
+    }
+    Ok(pages)
 }
 
 #[derive(Default)]
@@ -140,7 +229,9 @@ impl Visitor for Pages {
         self.stored.push(page);
     }
 
-    fn node(&mut self, _: NodeId, _: Place) {}
+    fn node(&mut self, _: NodeId, _: Place) -> Option<u64> {
+        None
+    }
 
     fn unreadable(&mut self, _: NodeId, error: ReadError) {
         self.unreadable = Some(error);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::medium::Medium;
 
+pub mod snapshots;
 pub mod torture;
 
 /// Bytes that a disk writes whole or not at all.

@@ -273,7 +273,7 @@ impl Life {
             return Err(format!("after recovery: {verified:?}"));
         }
         let b = verified.blocks;
-        if b.whole != b.header + b.free + b.pending + b.images + b.map + b.other
+        if b.whole != b.header + b.free + b.pending + b.images + b.map + b.pinned + b.other
             || b.images != found.len() as u64
         {
             return Err(format!("blocks do not add up: {b:?}"));

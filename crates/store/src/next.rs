@@ -1,0 +1,259 @@
+//! The versions of the map as the next root will have them: what a checkpoint changes, and what each change lets go
+//! of. A block is counted once however many versions share it, and let go of when none is left that has it. Read
+//! [`Next`] first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use stead_model::ContainerId;
+
+use crate::checkpoint::count;
+use crate::cold::Cold;
+use crate::error::CommitError;
+use crate::format::{Entry, LogPosition, NodeId, Place};
+use crate::layer::Layer;
+use crate::planted::{self, Bug};
+use crate::store::Store;
+use crate::tree::{Holder, Moves, Others, Released, Relocation, Tree, count_lacking};
+use crate::versions::{Snapshot, Trees, Versions};
+
+/// The versions while a checkpoint changes them.
+pub(crate) struct Next<'a> {
+    store: &'a Store,
+    pub(crate) versions: Versions,
+    /// How many blocks of each segment the versions refer to.
+    pub(crate) tree_counts: Vec<u32>,
+}
+
+impl<'a> Next<'a> {
+    pub(crate) fn of(store: &'a Store) -> Self {
+        let tree_counts = store.state().space.tree_counts();
+        Next { store, versions: store.versions(), tree_counts }
+    }
+
+    pub(crate) fn count(&mut self, place: Place, change: i64) {
+        count(self.store.layout(), &mut self.tree_counts, place, change);
+    }
+
+    fn let_go(&mut self, places: impl IntoIterator<Item = Place>) -> u64 {
+        let mut gone = 0;
+        for place in places {
+            self.count(place, -1);
+            gone += 1;
+        }
+        gone
+    }
+
+    /// Has blocks that cleaning has copied lie elsewhere, in all versions alike.
+    pub(crate) fn relocate(&mut self, moves: &Moves, cold: &mut Cold) -> Result<(), CommitError> {
+        if moves.is_empty() {
+            return Ok(());
+        }
+        let store = self.store;
+        let mut relocation = Relocation::default();
+        let mut known: HashMap<(ContainerId, Place), Arc<Tree>> = HashMap::new();
+        let mut sink = |id: NodeId, block: &[u8]| cold.append(store, Entry::Node(id), block);
+        let mut relocated = |trees: &Trees| -> Result<Trees, CommitError> {
+            let mut moved = trees.clone();
+            for (container, tree) in &mut moved {
+                let key = (*container, tree.root().place);
+                if let Some(known) = known.get(&key) {
+                    tree.clone_from(known);
+                    continue;
+                }
+                if let Some(new) = tree.relocate(moves, &mut relocation, &store.disk, &mut sink)? {
+                    *tree = Arc::new(new);
+                }
+                known.insert(key, Arc::clone(tree));
+            }
+            Ok(moved)
+        };
+        self.versions.live = relocated(&self.versions.live)?;
+        if !planted::is(Bug::MovedInLiveOnly) {
+            for snapshot in &mut self.versions.snapshots.list {
+                snapshot.trees = Arc::new(relocated(&snapshot.trees)?);
+            }
+        }
+        self.let_go(relocation.released);
+        relocation.taken.into_iter().for_each(|place| self.count(place, 1));
+        Ok(())
+    }
+
+    /// Brings the live version up to date with what has been stored since the last root.
+    pub(crate) fn apply(&mut self, layer: &Layer, cold: &mut Cold) -> Result<(), CommitError> {
+        let store = self.store;
+        for (container, changes) in layer.containers() {
+            let old = self.versions.live.get(&container).cloned();
+            let kept = old.as_deref().filter(|_| !changes.dropped).cloned();
+            let mut tree = kept.unwrap_or_else(|| Tree::empty(container));
+            let updates: Vec<_> = changes.pages.iter().map(|(&page, &at)| (page, at)).collect();
+            let mut released = Vec::new();
+            tree.update(&updates, &store.disk, &mut released)?;
+            tree.store(&mut |id, block| {
+                let at = cold.append(store, Entry::Node(id), block)?;
+                self.count(at.place, 1);
+                Ok::<_, CommitError>(at)
+            })?;
+            for (_, at) in updates.iter().filter(|(_, at)| !at.is_never()) {
+                self.count(at.place, 1);
+            }
+            if let Some(old) = old {
+                let others = self.versions.others(old.family(), Some(container));
+                if changes.dropped {
+                    self.let_go_of_tree(&old, &others)?;
+                } else {
+                    self.let_go_of(&released, &others)?;
+                }
+            }
+            if tree.is_empty() {
+                self.versions.live.remove(&container);
+            } else {
+                self.versions.live.insert(container, Arc::new(tree));
+            }
+        }
+        Ok(())
+    }
+
+    /// A live map no longer refers to these blocks.
+    fn let_go_of(&mut self, released: &[Released], others: &Others) -> Result<(), CommitError> {
+        if others.is_empty() || planted::is(Bug::SharedBlockFreed) {
+            self.let_go(released.iter().map(|released| released.place));
+            return Ok(());
+        }
+        let holders = others.holders(released, &self.store.disk)?;
+        for (released, holder) in released.iter().zip(holders) {
+            match holder {
+                Holder::Nobody => self.count(released.place, -1),
+                Holder::Snapshots => self.versions.snapshots.pinned += 1,
+                Holder::Live => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A live map is gone as a whole.
+    fn let_go_of_tree(&mut self, tree: &Tree, others: &Others) -> Result<(), CommitError> {
+        let gone = self.let_go(others.lacking(tree, &self.store.disk)?);
+        if !others.snapshots.is_empty() {
+            let unneeded = count_lacking(tree, &others.live, &self.store.disk)?;
+            // More than what is gone, unless a damaged part of the map was passed over.
+            self.versions.snapshots.pinned += unneeded.saturating_sub(gone);
+        }
+        Ok(())
+    }
+
+    /// The snapshot holds what the live version now holds.
+    pub(crate) fn take(&mut self, name: &str, number: u64, position: &LogPosition) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let live = self.versions.live.clone();
+        let snapshot = Snapshot::new(name.into(), number, time, position.sequence, live);
+        self.versions.snapshots.list.push(snapshot);
+    }
+
+    pub(crate) fn drop_snapshot(&mut self, number: u64) -> Result<(), CommitError> {
+        let list = &mut self.versions.snapshots.list;
+        let Some(at) = list.iter().position(|snapshot| snapshot.info.number == number) else {
+            return Ok(());
+        };
+        let mut going = Families::of(&list.remove(at).trees);
+        while let Some((family, tree)) = going.take_one() {
+            let mut others = self.versions.others(family, None);
+            // A branch may share with its origin in this very snapshot.
+            others.snapshots.extend_from_slice(going.members(family));
+            let gone = others.lacking(&tree, &self.store.disk)?;
+            if planted::is(Bug::DroppedButKept) {
+                continue;
+            }
+            let gone = self.let_go(gone);
+            let pinned = &mut self.versions.snapshots.pinned;
+            *pinned = pinned.saturating_sub(gone);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn go_back(&mut self, number: u64) -> Result<(), CommitError> {
+        let Some(snapshot) = self.versions.snapshots.numbered(number) else { return Ok(()) };
+        let target = Trees::clone(&snapshot.trees);
+        let mut coming = target.clone();
+        let mut going = std::mem::take(&mut self.versions.live);
+        // What is the same in both neither comes nor goes.
+        coming.retain(|container, tree| {
+            let same = going.get(container).is_some_and(|old| old.is_same(tree));
+            !same || going.remove(container).is_none()
+        });
+        let mut held = Families::of(&target);
+        for tree in coming.values() {
+            held.remove(tree);
+        }
+        going.values().for_each(|tree| held.add(tree));
+        for tree in coming.values() {
+            let new = count_lacking(tree, held.members(tree.family()), &self.store.disk)?;
+            let pinned = &mut self.versions.snapshots.pinned;
+            *pinned = pinned.saturating_sub(new);
+            held.add(tree);
+        }
+        for tree in going.values() {
+            held.remove(tree);
+            let mut others = self.versions.others(tree.family(), None);
+            others.live.extend_from_slice(held.members(tree.family()));
+            self.let_go_of_tree(tree, &others)?;
+        }
+        self.versions.live = target;
+        Ok(())
+    }
+
+    pub(crate) fn branch(
+        &mut self,
+        number: u64,
+        origin: ContainerId,
+        new: ContainerId,
+    ) -> Result<(), CommitError> {
+        let snapshot = self.versions.snapshots.numbered(number);
+        let Some(tree) = snapshot.and_then(|snapshot| snapshot.trees.get(&origin)).cloned() else {
+            return Ok(());
+        };
+        let live = self.versions.others(tree.family(), None).live;
+        let unpinned = count_lacking(&tree, &live, &self.store.disk)?;
+        let pinned = &mut self.versions.snapshots.pinned;
+        *pinned = pinned.saturating_sub(unpinned);
+        self.versions.add_branch(tree.branch(new));
+        Ok(())
+    }
+}
+
+/// Trees by family.
+struct Families(BTreeMap<ContainerId, Vec<Arc<Tree>>>);
+
+impl Families {
+    fn of(trees: &Trees) -> Self {
+        let mut families = Families(BTreeMap::new());
+        trees.values().for_each(|tree| families.add(tree));
+        families
+    }
+
+    fn add(&mut self, tree: &Arc<Tree>) {
+        self.0.entry(tree.family()).or_default().push(Arc::clone(tree));
+    }
+
+    fn remove(&mut self, tree: &Arc<Tree>) {
+        if let Some(members) = self.0.get_mut(&tree.family()) {
+            members.retain(|member| !Arc::ptr_eq(member, tree));
+        }
+    }
+
+    fn members(&self, family: ContainerId) -> &[Arc<Tree>] {
+        self.0.get(&family).map_or(&[], Vec::as_slice)
+    }
+
+    fn take_one(&mut self) -> Option<(ContainerId, Arc<Tree>)> {
+        loop {
+            let mut entry = self.0.first_entry()?;
+            match entry.get_mut().pop() {
+                Some(tree) => return Some((*entry.key(), tree)),
+                None => drop(entry.remove()),
+            }
+        }
+    }
+}

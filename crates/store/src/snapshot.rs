@@ -1,0 +1,208 @@
+//! Snapshots (catalogue B11, B15): naming the state that the store is in, going back to it, branching from it, and
+//! letting go of it. Each is one checkpoint that both roots know before it is acknowledged, and copies nothing.
+//! Read [`Store::take_snapshot`] first.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use stead_model::ContainerId;
+use thiserror::Error;
+
+use crate::checkpoint::Change;
+use crate::error::CommitError;
+use crate::store::Store;
+use crate::versions::{ORIGINS_MOST, SNAPSHOT_NAME_BYTES, Snapshot, SnapshotInfo, is_name};
+use crate::view::View;
+
+/// Why nothing came of what was asked about snapshots. The store is as before, in memory; after a failure of the disk
+/// and a crash the change may or may not be found, like a stabilisation under way.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// No snapshot can be called so.
+    #[error(
+        "{name:?} is no name for a snapshot: choose one of 1 to {SNAPSHOT_NAME_BYTES} bytes without control characters"
+    )]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// There is one of that name.
+    #[error("there is a snapshot {name:?} already: choose another name, or drop that one first")]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// There is none of that name.
+    #[error("there is no snapshot {name:?}: see which there are")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// It is being read.
+    #[error("the snapshot {name:?} is being read: try again when that has ended")]
+    InUse {
+        /// The name.
+        name: String,
+    },
+    /// The snapshot has nothing of the container.
+    #[error(
+        "the snapshot {snapshot:?} holds nothing of container {container}: branch from another"
+    )]
+    NoContainer {
+        /// The snapshot.
+        snapshot: String,
+        /// The container.
+        container: ContainerId,
+    },
+    /// The container that a branch was to become is in use.
+    #[error("container {container} holds something already: choose an unused one for the branch")]
+    ContainerInUse {
+        /// The container.
+        container: ContainerId,
+    },
+    /// A block would have too many containers as whose it may be sealed.
+    #[error(
+        "container {container} is a branch of a branch, {ORIGINS_MOST} times over: copy its pages instead of branching"
+    )]
+    TooDeep {
+        /// The container to be branched from.
+        container: ContainerId,
+    },
+    /// The disk refused, or the format has no room for more.
+    #[error(transparent)]
+    Failed(#[from] CommitError),
+}
+
+impl Store {
+    /// Names the state that the store is in (catalogue B11): all containers as the last stabilisation left them.
+    /// It copies nothing and holds up no stabilisation; it costs what a checkpoint costs, however much is stored.
+    ///
+    /// # Errors
+    /// If the name is bad or in use, or the disk refuses.
+    pub fn take_snapshot(&self, name: &str) -> Result<SnapshotInfo, SnapshotError> {
+        if !is_name(name) {
+            return Err(SnapshotError::BadName { name: name.into() });
+        }
+        self.settle()?;
+        let mut keeper = self.keeper();
+        if self.state().snapshots.named(name).is_some() {
+            return Err(SnapshotError::Exists { name: name.into() });
+        }
+        self.checkpoint_change(&mut keeper, &Change::Take { name: name.into() })?;
+        let info = self.known_snapshot(name)?.info;
+        Ok(SnapshotInfo::clone(&info))
+    }
+
+    /// The snapshots, in the order in which they were taken.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let state = self.state();
+        let infos = state.snapshots.list.iter().map(|snapshot| &*snapshot.info);
+        infos.cloned().collect()
+    }
+
+    /// A snapshot's state, for reading. The snapshot cannot be dropped while the view, or a clone of it, exists.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it is just being dropped.
+    pub fn view_snapshot(&self, name: &str) -> Result<View<'_>, SnapshotError> {
+        let state = self.state();
+        match state.snapshots.named(name) {
+            Some(snapshot) if state.leaving != Some(snapshot.info.number) => {
+                Ok(View::of_snapshot(self, &snapshot.info))
+            }
+            _ => Err(SnapshotError::Unknown { name: name.into() }),
+        }
+    }
+
+    /// Lets go of a snapshot: the room that only it took becomes free. It costs by how the snapshot differs from the
+    /// states that are most like it.
+    ///
+    /// # Errors
+    /// If there is none of that name, it is being read, or the disk refuses.
+    pub fn drop_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
+        self.settle()?;
+        let mut keeper = self.keeper();
+        let number = {
+            let mut state = self.state_mut();
+            let Some(snapshot) = state.snapshots.named(name) else {
+                return Err(SnapshotError::Unknown { name: name.into() });
+            };
+            if Arc::strong_count(&snapshot.info) > 1 {
+                return Err(SnapshotError::InUse { name: name.into() });
+            }
+            let number = snapshot.info.number;
+            state.leaving = Some(number);
+            number
+        };
+        let dropped = self.checkpoint_change(&mut keeper, &Change::Drop { number });
+        self.state_mut().leaving = None;
+        Ok(dropped?)
+    }
+
+    /// Makes the whole store what it was when the snapshot was taken (catalogue B15): what has been stabilised since
+    /// is gone, unless a snapshot has it. The snapshot stays, and so do newer ones; stabilisations go on counting.
+    ///
+    /// The store knows nothing of pages in memory: nobody may have any from before.
+    ///
+    /// # Errors
+    /// If there is no snapshot of that name, or the disk refuses.
+    pub fn go_back(&self, name: &str) -> Result<SnapshotInfo, SnapshotError> {
+        // What must be looked at is looked at, and what can be stored is stored, before stabilisations have to wait.
+        self.settle()?;
+        self.checkpoint_now(&mut self.keeper())?;
+        let mut writer = self.writer();
+        let mut keeper = self.keeper();
+        let info = self.known_snapshot(name)?.info;
+        let change = Change::GoBack { number: info.number };
+        self.begin_epoch_with(&mut writer, &mut keeper, &change)?;
+        Ok(SnapshotInfo::clone(&info))
+    }
+
+    /// Makes `new`, a container of which nothing is stored, the same as `origin` is in a snapshot. Nothing is
+    /// copied: the two share their blocks until either changes.
+    ///
+    /// Until this has returned nobody may stabilise pages of `new`.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, nothing of `origin` in it, or something of `new` already; if the disk refuses.
+    ///
+    /// # Panics
+    /// If the number of `new` is beyond what the format has room for.
+    pub fn branch(
+        &self,
+        snapshot: &str,
+        origin: ContainerId,
+        new: ContainerId,
+    ) -> Result<(), SnapshotError> {
+        assert!(new <= ContainerId::MAX, "{new} cannot be stored");
+        self.settle()?;
+        let mut keeper = self.keeper();
+        let Snapshot { info, trees } = self.known_snapshot(snapshot)?;
+        let Some(tree) = trees.get(&origin) else {
+            let snapshot = snapshot.into();
+            return Err(SnapshotError::NoContainer { snapshot, container: origin });
+        };
+        if tree.origins().ids().len() >= ORIGINS_MOST {
+            return Err(SnapshotError::TooDeep { container: origin });
+        }
+        if self.containers().contains(&new) {
+            return Err(SnapshotError::ContainerInUse { container: new });
+        }
+        let change = Change::Branch { number: info.number, origin, new };
+        Ok(self.checkpoint_change(&mut keeper, &change)?)
+    }
+
+    /// Begins the epoch that is due after opening or a failure.
+    fn settle(&self) -> Result<(), CommitError> {
+        if self.needs_epoch.load(Ordering::SeqCst) {
+            self.maintain()?;
+        }
+        Ok(())
+    }
+
+    fn known_snapshot(&self, name: &str) -> Result<Snapshot, SnapshotError> {
+        let found = self.state().snapshots.named(name).cloned();
+        found.ok_or_else(|| SnapshotError::Unknown { name: name.into() })
+    }
+}

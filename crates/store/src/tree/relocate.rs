@@ -1,0 +1,149 @@
+//! Changing where blocks lie in all versions of a map alike: a node that several share is written anew once, and
+//! stays shared. It moves no page itself. Read [`Moves`] first.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use stead_model::ContainerId;
+
+use super::{Child, Node, Nodes, Origins, Tree};
+use crate::error::ReadError;
+use crate::format::{Located, NodeId, Place};
+
+/// Blocks that are to lie elsewhere.
+#[derive(Debug, Default)]
+pub(crate) struct Moves {
+    /// Where the pages that lay at these places have been copied.
+    pages: HashMap<Place, Located>,
+    /// Nodes to be written anew.
+    nodes: HashSet<Place>,
+    /// Where in the maps of a family they are: first page, and level of node.
+    paths: BTreeMap<ContainerId, BTreeSet<(u64, u8)>>,
+}
+
+impl Moves {
+    /// A page of maps of this family has been copied.
+    pub(crate) fn page(&mut self, family: ContainerId, page: u64, from: Place, to: Located) {
+        self.pages.insert(from, to);
+        self.paths.entry(family).or_default().insert((page, 0));
+    }
+
+    /// A node in maps of this family is to be written anew.
+    pub(crate) fn node(&mut self, family: ContainerId, id: NodeId, from: Place) {
+        self.nodes.insert(from);
+        let first = u64::from(id.index) << (8 * (u32::from(id.level) + 1));
+        self.paths.entry(family).or_default().insert((first, id.level));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    /// Where in this map, if anywhere, something is to be moved.
+    pub(crate) fn paths(&self, tree: &Tree) -> Vec<(u64, u8)> {
+        self.paths.get(&tree.family()).into_iter().flatten().copied().collect()
+    }
+}
+
+/// What has come of moves so far, over all versions.
+#[derive(Debug, Default)]
+pub(crate) struct Relocation {
+    /// What has become of the node at a place: the same for all that refer to it.
+    nodes: HashMap<Place, Child>,
+    /// Blocks that no version refers to any more when all have been gone through.
+    pub(crate) released: HashSet<Place>,
+    /// Blocks that they refer to instead.
+    pub(crate) taken: HashSet<Place>,
+}
+
+impl Tree {
+    /// The map with its blocks moved; `None` if nothing of it is. `sink` stores nodes; it is asked to seal them for
+    /// the whole family.
+    pub(crate) fn relocate<E: From<ReadError>>(
+        &self,
+        moves: &Moves,
+        relocation: &mut Relocation,
+        nodes: &dyn Nodes,
+        sink: &mut dyn FnMut(NodeId, &[u8]) -> Result<Located, E>,
+    ) -> Result<Option<Tree>, E> {
+        let paths = moves.paths(self);
+        let (origins, family) = (&self.origins, self.family());
+        let mut mover = Mover { moves, relocation, nodes, origins, family, sink };
+        let root = mover.moved(&self.root, self.root_id(), &paths)?;
+        let changed = root.stored.place != self.root.stored.place;
+        Ok(changed.then(|| Tree { root, ..self.clone() }))
+    }
+}
+
+struct Mover<'a, E> {
+    moves: &'a Moves,
+    relocation: &'a mut Relocation,
+    nodes: &'a dyn Nodes,
+    origins: &'a Origins,
+    family: ContainerId,
+    sink: &'a mut dyn FnMut(NodeId, &[u8]) -> Result<Located, E>,
+}
+
+impl<E: From<ReadError>> Mover<'_, E> {
+    fn moved(&mut self, child: &Child, id: NodeId, paths: &[(u64, u8)]) -> Result<Child, E> {
+        if paths.is_empty() || child.stored.is_never() {
+            return Ok(child.clone());
+        }
+        let place = child.stored.place;
+        if let Some(moved) = self.relocation.nodes.get(&place) {
+            return Ok(moved.clone());
+        }
+        let node = match child.node(id, self.origins, self.nodes) {
+            // What lies below is lost with it; none of it has been copied.
+            Err(ReadError::Damaged(_)) => return Ok(child.clone()),
+            node => node?.expect("a stored node is loaded"),
+        };
+        let new = match &**node {
+            Node::Leaf(pages) => self.moved_leaf(pages, paths),
+            Node::Inner(children) => {
+                let slot_of =
+                    |page: u64| (page >> (8 * u32::from(id.level))) as usize % super::FANOUT;
+                let below: Vec<(u64, u8)> =
+                    paths.iter().copied().filter(|&(_, level)| level < id.level).collect();
+                let mut new: Option<Box<[Child; super::FANOUT]>> = None;
+                for group in below.chunk_by(|a, b| slot_of(a.0) == slot_of(b.0)) {
+                    let slot = slot_of(group[0].0);
+                    let moved = self.moved(&children[slot], id.below(slot), group)?;
+                    if moved.stored.place != children[slot].stored.place {
+                        new.get_or_insert_with(|| children.clone())[slot] = moved;
+                    }
+                }
+                new.map(Node::Inner)
+            }
+        };
+        let moved = if new.is_none() && !self.moves.nodes.contains(&place) {
+            child.clone()
+        } else {
+            let new = new.map_or_else(|| Arc::clone(node), Arc::new);
+            let family_id = NodeId { container: self.family, ..id };
+            let stored = (self.sink)(family_id, &new.encode())?;
+            self.relocation.released.insert(place);
+            self.relocation.taken.insert(stored.place);
+            Child { stored, loaded: new.into() }
+        };
+        self.relocation.nodes.insert(place, moved.clone());
+        Ok(moved)
+    }
+
+    fn moved_leaf(
+        &mut self,
+        pages: &[Located; super::FANOUT],
+        paths: &[(u64, u8)],
+    ) -> Option<Node> {
+        let mut new: Option<Box<[Located; super::FANOUT]>> = None;
+        for &(page, _) in paths {
+            let slot = page as usize % super::FANOUT;
+            if let Some(&to) = self.moves.pages.get(&pages[slot].place) {
+                self.relocation.released.insert(pages[slot].place);
+                self.relocation.taken.insert(to.place);
+                new.get_or_insert_with(|| Box::new(*pages))[slot] = to;
+            }
+        }
+        new.map(Node::Leaf)
+    }
+}

@@ -1,0 +1,328 @@
+//! What versions of a map have in common: they share nodes by place, so two subtrees at one place are one. Nothing
+//! here is counted or freed. Read [`Others`] first.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{Block, Child, FANOUT, Node, Nodes, Origins, Released, Tree};
+use crate::error::ReadError;
+use crate::format::{Located, NodeId, Place};
+
+/// The other versions of a map that may hold blocks of it.
+#[derive(Debug, Default)]
+pub(crate) struct Others {
+    pub(crate) live: Vec<Arc<Tree>>,
+    pub(crate) snapshots: Vec<Arc<Tree>>,
+}
+
+/// Who holds a block besides the version that is asked about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Holder {
+    Nobody,
+    /// Snapshots and nobody else.
+    Snapshots,
+    Live,
+}
+
+impl Others {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.live.is_empty() && self.snapshots.is_empty()
+    }
+
+    /// Who holds each of the blocks that a changed map has released.
+    pub(crate) fn holders(
+        &self,
+        released: &[Released],
+        nodes: &dyn Nodes,
+    ) -> Result<Vec<Holder>, ReadError> {
+        // Whoever holds a node holds all that it refers to, so nodes are asked about first, from above.
+        let mut order: Vec<usize> = (0..released.len()).collect();
+        let level = |i: usize| match released[i].block {
+            Block::Node(id) => u32::from(id.level) + 1,
+            Block::Page(_) => 0,
+        };
+        order.sort_by_key(|&i| std::cmp::Reverse(level(i)));
+        let mut holders = vec![Holder::Nobody; released.len()];
+        let mut held: [Held; 2] = [Held::default(), Held::default()];
+        for i in order {
+            let Released { block, place } = released[i];
+            let groups = [(Holder::Live, &self.live), (Holder::Snapshots, &self.snapshots)];
+            for ((holder, trees), held) in groups.into_iter().zip(&mut held) {
+                if held.covers(block) || any_holds(trees, block, place, nodes)? {
+                    held.add(block);
+                    holders[i] = holder;
+                    break;
+                }
+            }
+        }
+        Ok(holders)
+    }
+
+    /// The blocks of `tree` that none of these holds.
+    pub(crate) fn lacking(&self, tree: &Tree, nodes: &dyn Nodes) -> Result<Vec<Place>, ReadError> {
+        let mut lacking = Vec::new();
+        let others = self.live.iter().chain(&self.snapshots);
+        only(tree, others.map(|other| &**other), nodes, &mut |_, at| lacking.push(at.place))?;
+        Ok(lacking)
+    }
+}
+
+/// How many blocks of `tree` none of `others` holds.
+pub(crate) fn count_lacking(
+    tree: &Tree,
+    others: &[Arc<Tree>],
+    nodes: &dyn Nodes,
+) -> Result<u64, ReadError> {
+    if others.is_empty() {
+        return tree.blocks(nodes);
+    }
+    let mut count = 0;
+    only(tree, others.iter().map(|other| &**other), nodes, &mut |_, _| count += 1)?;
+    Ok(count)
+}
+
+fn any_holds(
+    trees: &[Arc<Tree>],
+    block: Block,
+    place: Place,
+    nodes: &dyn Nodes,
+) -> Result<bool, ReadError> {
+    for tree in trees {
+        if tree.holds(block, place, nodes)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Nodes that someone holds, with all below them.
+#[derive(Default)]
+struct Held {
+    nodes: HashSet<(u8, u32)>,
+}
+
+impl Held {
+    fn add(&mut self, block: Block) {
+        if let Block::Node(id) = block {
+            self.nodes.insert((id.level, id.index));
+        }
+    }
+
+    fn covers(&self, block: Block) -> bool {
+        let (mut level, mut index) = match block {
+            Block::Page(page) => (0, page >> 8),
+            Block::Node(id) => (id.level + 1, u64::from(id.index) >> 8),
+        };
+        while !self.nodes.is_empty() && level < super::MAX_LEVELS {
+            if self.nodes.contains(&(level, index as u32)) {
+                return true;
+            }
+            level += 1;
+            index >>= 8;
+        }
+        false
+    }
+}
+
+/// The answer, unless it lies in a part of the map that is damaged: then nobody knows, and `None` stands for
+/// "perhaps". A disk that refuses may do so for now only: that is an error.
+fn unless_damaged<T>(found: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(ReadError::Damaged(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Tree {
+    /// Whether the block at `place` is this map's too. Of what is damaged it is supposed that it is: what cannot be
+    /// known to be let go of stays.
+    pub(crate) fn holds(
+        &self,
+        block: Block,
+        place: Place,
+        nodes: &dyn Nodes,
+    ) -> Result<bool, ReadError> {
+        let held = match block {
+            Block::Page(page) => self.find(page, nodes).map(|at| at.place == place),
+            Block::Node(id) => {
+                let id = NodeId { container: self.container, ..id };
+                self.find_node(id, nodes).map(|at| at == Some(place))
+            }
+        };
+        Ok(unless_damaged(held)?.unwrap_or(true))
+    }
+
+    /// Blocks of pages and of nodes. Leaves need not be loaded for it.
+    fn blocks(&self, nodes: &dyn Nodes) -> Result<u64, ReadError> {
+        fn below(
+            child: &Child,
+            id: NodeId,
+            origins: &Origins,
+            nodes: &dyn Nodes,
+        ) -> Result<u64, ReadError> {
+            if child.is_empty() {
+                return Ok(0);
+            }
+            let mut count = 1;
+            if id.level > 0
+                && let Some(Some(node)) = unless_damaged(child.node(id, origins, nodes))?
+                && let Node::Inner(children) = &**node
+            {
+                for (slot, child) in children.iter().enumerate() {
+                    count += below(child, id.below(slot), origins, nodes)?;
+                }
+            }
+            Ok(count)
+        }
+        Ok(self.pages + below(&self.root, self.root_id(), &self.origins, nodes)?)
+    }
+}
+
+/// What lies at one node's id in one version.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    tree: &'a Tree,
+    /// `None`: the id lies above the version's root.
+    child: Option<&'a Child>,
+}
+
+impl<'a> Part<'a> {
+    fn place(self) -> Option<Place> {
+        self.child.map(|child| child.stored.place)
+    }
+
+    fn node(self, id: NodeId, nodes: &dyn Nodes) -> Result<Option<&'a Arc<Node>>, ReadError> {
+        let id = NodeId { container: self.tree.container, ..id };
+        match self.child {
+            Some(child) => child.node(id, &self.tree.origins, nodes),
+            None => Ok(None),
+        }
+    }
+
+    /// What lies below it at a slot.
+    fn below(
+        self,
+        id: NodeId,
+        slot: usize,
+        nodes: &dyn Nodes,
+    ) -> Result<Option<Part<'a>>, ReadError> {
+        let child = match self.child {
+            None if slot != 0 => return Ok(None),
+            None if id.level == self.tree.levels => Some(&self.tree.root),
+            None => None,
+            Some(_) => match self.node(id, nodes)?.map(|node| &**node) {
+                Some(Node::Inner(children)) => Some(&children[slot]),
+                _ => return Ok(None),
+            },
+        };
+        Ok((!child.is_some_and(Child::is_empty)).then_some(Part { child, ..self }))
+    }
+}
+
+/// Shows the blocks of `tree` that none of `others` holds. It costs by what differs. Of what is damaged in another
+/// version it is supposed that it holds all; what is damaged in `tree` itself is not shown. The first damage that was
+/// passed over in this way is the answer.
+pub(crate) fn only<'a>(
+    tree: &'a Tree,
+    others: impl Iterator<Item = &'a Tree>,
+    nodes: &dyn Nodes,
+    show: &mut dyn FnMut(Block, Located),
+) -> Result<Option<ReadError>, ReadError> {
+    let others: Vec<&Tree> = others.filter(|other| !other.is_empty()).collect();
+    let levels = others.iter().map(|other| other.levels).fold(tree.levels, u8::max);
+    if tree.is_empty() {
+        return Ok(None);
+    }
+    let id = NodeId { container: tree.container, level: levels - 1, index: 0 };
+    let part = |tree: &'a Tree| Part { tree, child: (tree.levels == levels).then_some(&tree.root) };
+    let mut others: Vec<Part<'_>> = others.into_iter().map(part).collect();
+    distinct(&mut others);
+    let mut walk = Walk { nodes, show, passed_over: None };
+    walk.below(part(tree), id, &others)?;
+    Ok(walk.passed_over)
+}
+
+/// Leaves one of those that are the same.
+fn distinct(parts: &mut Vec<Part<'_>>) {
+    let mut places = Vec::with_capacity(parts.len());
+    parts.retain(|part| {
+        let new = part.child.is_none() || !places.contains(&part.place());
+        places.push(part.place());
+        new
+    });
+}
+
+struct Walk<'w> {
+    nodes: &'w dyn Nodes,
+    show: &'w mut dyn FnMut(Block, Located),
+    passed_over: Option<ReadError>,
+}
+
+impl Walk<'_> {
+    fn unless_damaged<T>(&mut self, found: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
+        match found {
+            Ok(found) => Ok(Some(found)),
+            Err(error @ ReadError::Damaged(_)) => {
+                self.passed_over.get_or_insert(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn below(&mut self, mine: Part<'_>, id: NodeId, others: &[Part<'_>]) -> Result<(), ReadError> {
+        if let Some(child) = mine.child {
+            if others.iter().any(|other| other.place() == Some(child.stored.place)) {
+                return Ok(());
+            }
+            (self.show)(Block::Node(id), child.stored);
+            let node = mine.node(id, self.nodes);
+            let Some(Some(node)) = self.unless_damaged(node)? else { return Ok(()) };
+            if let Node::Leaf(pages) = &**node {
+                return self.leaf(pages, id, others);
+            }
+        }
+        for slot in 0..FANOUT {
+            let Some(mine_below) = mine.below(id, slot, self.nodes)? else { continue };
+            let mut others_below = Vec::with_capacity(others.len());
+            let mut known = true;
+            for other in others {
+                let below = other.below(id, slot, self.nodes);
+                match self.unless_damaged(below)? {
+                    Some(part) => others_below.extend(part),
+                    None => known = false,
+                }
+            }
+            if known {
+                distinct(&mut others_below);
+                self.below(mine_below, id.below(slot), &others_below)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf(
+        &mut self,
+        pages: &[Located; FANOUT],
+        id: NodeId,
+        others: &[Part<'_>],
+    ) -> Result<(), ReadError> {
+        let mut leaves = Vec::with_capacity(others.len());
+        for other in others {
+            let leaf = other.node(id, self.nodes);
+            let Some(leaf) = self.unless_damaged(leaf)? else { return Ok(()) };
+            leaves.extend(leaf);
+        }
+        for (slot, &at) in pages.iter().enumerate().filter(|(_, at)| !at.is_never()) {
+            let held = leaves.iter().any(|leaf| match &***leaf {
+                Node::Leaf(pages) => pages[slot].place == at.place,
+                Node::Inner(_) => false,
+            });
+            if !held {
+                (self.show)(Block::Page(u64::from(id.index) << 8 | slot as u64), at);
+            }
+        }
+        Ok(())
+    }
+}
