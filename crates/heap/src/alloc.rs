@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_model::{ContainerId, PAGE_SIZE, PAGES_PER_WINDOW, PageRange, WINDOW_SIZE};
 
 use crate::asan;
-use crate::error::AllocError;
+use crate::error::{AllocError, Damaged};
 use crate::ground::{Ground, GroundError};
 use crate::layout::{
     DESCRIPTOR_SIZE, Descriptor, FIRST_PAGE, FORMAT_VERSION, GRAIN, Header, MAGIC, SMALL_MAX,
@@ -192,6 +192,12 @@ impl Shared {
     #[inline(always)]
     pub(crate) fn contains(&self, address: usize) -> bool {
         address.wrapping_sub(self.base) < self.span
+    }
+
+    /// Brings a place of this container into memory.
+    pub(crate) fn check<T: ?Sized>(&self, place: &T) -> Result<(), Damaged> {
+        let address = std::ptr::from_ref(place).addr();
+        self.ground.check(address, size_of_val(place))
     }
 
     fn pages(&self) -> MutexGuard<'_, Pages> {

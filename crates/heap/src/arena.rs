@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::alloc::{self, Shared};
 use crate::directory::{Directory, DirectoryError, directory};
-use crate::error::{AllocError, OtherType};
+use crate::error::{AllocError, Damaged, OtherType};
 use crate::ground::Ground;
 use crate::journal::{Journal, Open};
 use crate::layout::{
@@ -304,6 +304,18 @@ impl Arena {
         let number = unsafe { header(self.shared.base) }.root_type.load(Relaxed);
         let registry = self.shared.registry.lock().unwrap_or_else(|e| e.into_inner());
         registry.get(number).cloned()
+    }
+
+    /// Brings the root into memory, so that the first touch of it cannot fail.
+    ///
+    /// # Errors
+    /// If a page of it is damaged.
+    pub fn check_root_page(&self) -> Result<(), Damaged> {
+        let bytes = self.root_type().map_or(0, |ty| ty.size as usize);
+        match self.shared.root.load(Relaxed) {
+            0 => Ok(()),
+            root => self.shared.ground.check(root, bytes.max(1)),
+        }
     }
 
     /// Compares `R` and all types reachable from it with what the container says its root is.

@@ -6,6 +6,7 @@ use std::mem::offset_of;
 use stead_model::{Address, ContainerId, PAGE_SIZE, WINDOW_COUNT, WINDOW_SIZE};
 use thiserror::Error;
 
+use crate::guide::TypeTable;
 use crate::layout::{FORMAT_VERSION, Header, MAGIC, UNASSIGNED};
 
 /// What the first page of a container says about it.
@@ -25,6 +26,8 @@ pub struct Directory {
     pub root: Option<Address>,
     /// Number of the root's type among the container's type descriptions.
     pub root_type: Option<u32>,
+    /// Where its type descriptions are, once there are some.
+    pub types: Option<TypeTable>,
 }
 
 /// Why a page is not the first page of a container.
@@ -119,6 +122,11 @@ pub fn directory(page: &[u8; PAGE_SIZE]) -> Result<Directory, DirectoryError> {
         return damaged("the root's address", root);
     }
     let has_root = root != 0;
+    let types = TypeTable {
+        address: Address(u64_at(page, offset_of!(Header, types_address)) as usize),
+        bytes: u64_at(page, offset_of!(Header, types_bytes)),
+        count: u32_at(page, offset_of!(Header, type_count)),
+    };
     Ok(Directory {
         format_version,
         container: ContainerId(container),
@@ -127,5 +135,6 @@ pub fn directory(page: &[u8; PAGE_SIZE]) -> Result<Directory, DirectoryError> {
         clusters,
         root: has_root.then_some(Address(root as usize)),
         root_type: has_root.then_some(u32_at(page, offset_of!(Header, root_type))),
+        types: (types.address.0 != 0).then_some(types),
     })
 }

@@ -3,9 +3,11 @@
 
 use std::fmt;
 
+use stead_model::{Address, PageNo};
 use thiserror::Error;
 
 use crate::ground::GroundError;
+use crate::guide::PageUse;
 
 /// Any error of a call inside a section; `?` turns the particular ones into it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -16,6 +18,29 @@ pub enum Error {
     /// A lock could not be had.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// What was to be used is damaged on the disk.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+}
+
+/// A page of a container is not on the disk as it was written (B12). It is withheld: a load of it ends the
+/// process, and never returns a wrong byte. Other pages and containers are as they were.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "container {container:?}: page {} at {address}, which holds {holds}, is damaged: {why}; its bytes are lost unless \
+     there is a backup, `stead scrub` lists all damage", page.0
+)]
+pub struct Damaged {
+    /// Name of the container.
+    pub container: String,
+    /// The page.
+    pub page: PageNo,
+    /// Its first byte.
+    pub address: Address,
+    /// What is on it.
+    pub holds: PageUse,
+    /// How one sees that it is damaged, and where in the store's file.
+    pub why: String,
 }
 
 /// Why memory could not be had. The section may go on; what it changed so far is as it was.

@@ -5,6 +5,8 @@ pub mod plain;
 
 use thiserror::Error;
 
+use crate::error::Damaged;
+
 /// Why no window could be had.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum GroundError {
@@ -41,6 +43,12 @@ pub unsafe trait Ground: Send + Sync {
     /// These bytes are about to be written, and what they held does not matter. A hint; whole pages.
     /// Called under the arena's lock: it must not call into the heap.
     fn ask(&self, address: usize, bytes: usize);
+
+    /// Brings these bytes into memory, so that later loads of them cannot fail.
+    ///
+    /// # Errors
+    /// Names the first page that is damaged.
+    fn check(&self, address: usize, bytes: usize) -> Result<(), Damaged>;
 
     /// Maps `count` windows from number `first_window` of the container, for cluster `cluster`.
     /// Called under the arena's lock: it must not call into the heap.

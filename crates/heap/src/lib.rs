@@ -14,6 +14,7 @@ mod directory;
 mod error;
 pub mod ground;
 mod group;
+mod guide;
 mod hash;
 mod journal;
 mod layout;
@@ -35,8 +36,9 @@ pub use arena::{Arena, Attempt, Ended, FormatError, InitRootError, OpenArenaErro
 pub use boxed::Box;
 pub use counter::Counter;
 pub use directory::{Directory, DirectoryError, directory};
-pub use error::{AllocError, Error, LockError, OtherType};
+pub use error::{AllocError, Damaged, Error, LockError, OtherType};
 pub use ground::{Ground, GroundError};
+pub use guide::{PageGuide, PageKind, PageSource, PageUse, TypeTable};
 pub use hash::{StableHash, StableHasher};
 pub use journal::{Open, section_open};
 pub use lock::BusyLock;

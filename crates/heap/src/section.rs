@@ -13,7 +13,7 @@ use std::sync::Arc;
 use stead_model::PAGE_SIZE;
 
 use crate::alloc::{Request, Shared, ThreadCache};
-use crate::error::AllocError;
+use crate::error::{AllocError, Damaged};
 use crate::journal::{self, Journal};
 use crate::layout::{SMALL_MAX, header, window_base};
 use crate::planted::{self, Bug};
@@ -283,6 +283,17 @@ impl<'s> Tx<'s> {
         journal::free_later(target.addr());
     }
 
+    /// Brings an object, or elements of a vector, into memory before they are touched, and says so if they are
+    /// damaged on the disk (B12): a plain load of a damaged page ends the process. What has been
+    /// checked can be loaded and stored to the end of the section; what it points at is to be checked on its own.
+    /// Borrowing a place (`&root.list[10..20]`, `&*pointer`) touches only what leads to it.
+    ///
+    /// # Errors
+    /// Names the first damaged page: container, page, address, and the type of what is on it.
+    pub fn check<T: ?Sized>(&self, place: &T) -> Result<(), Damaged> {
+        self.shared().check(place)
+    }
+
     #[inline(always)]
     fn place<T: Persist<'s>>(&self, cluster: u16, value: T) -> Result<Ptr<'s, T>, AllocError> {
         let to = self.allocate_object::<T>(cluster)?;
@@ -426,5 +437,14 @@ impl<'s> Read<'s> {
             brand: PhantomData,
             here: PhantomData,
         }
+    }
+
+    /// As [`Tx::check`].
+    ///
+    /// # Errors
+    /// Names the first damaged page.
+    pub fn check<T: ?Sized>(&self, place: &T) -> Result<(), Damaged> {
+        // SAFETY: the arena outlives the section, and 's is not longer than that.
+        unsafe { self.shared.as_ref() }.check(place)
     }
 }

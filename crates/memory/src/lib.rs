@@ -30,4 +30,5 @@ pub use gate::{
 pub use shadow::Shadow;
 pub use space::{Reservation, Space};
 pub use support::{Allowed, Finding, State, Support, Unsupported};
+pub use sys::linux::last_words;
 pub use sys::{Linux, Mode, Sys};

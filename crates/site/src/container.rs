@@ -3,13 +3,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, Weak};
 
-use stead_heap::{Arena, GroundError, RootError, TypeDescription};
-use stead_memory::{Cluster, ClusterKey, Gate, MapError, Mode, Reservation, Shadow, Space};
-use stead_model::{Address, ContainerId, PAGES_PER_WINDOW, PageNo, PageRange};
+use stead_heap::{Arena, Damaged, GroundError, RootError, TypeDescription};
+use stead_memory::{
+    Cluster, ClusterKey, Gate, MapError, Mode, Reservation, Shadow, Space, last_words,
+};
+use stead_model::{
+    Address, ContainerId, PAGE_SIZE, PAGES_PER_WINDOW, PageId, PageNo, PageRange, WINDOW_SIZE,
+};
 
-use crate::error::{ContainerError, SectionError};
+use crate::driver::{Shared, damage};
+use crate::error::{CheckError, ContainerError, SectionError};
 
 /// The clusters whose faults this site serves.
 #[derive(Debug, Default)]
@@ -28,6 +33,12 @@ pub(crate) struct Served {
     was_touched: AtomicBool,
 }
 
+impl Served {
+    pub(crate) fn page_id(&self, page: PageNo) -> PageId {
+        PageId { container: self.container, page }
+    }
+}
+
 impl ClusterTable {
     pub(crate) fn get(&self, key: ClusterKey) -> Option<Arc<Served>> {
         self.by_key.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
@@ -40,6 +51,14 @@ impl ClusterTable {
 
     fn remove(&self, key: ClusterKey) {
         self.by_key.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+
+    /// The cluster in which a page of a container lies.
+    pub(crate) fn cluster_at(&self, container: ContainerId, page: PageNo) -> Option<Arc<Cluster>> {
+        let table = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
+        let mut clusters = table.values().filter(|served| served.container == container);
+        let served = clusters.find(|served| served.cluster.windows().contains(&page.window()))?;
+        Some(Arc::clone(&served.cluster))
     }
 
     /// Counts the first fault in a cluster: the second of the three levels of A7.
@@ -63,6 +82,8 @@ pub(crate) struct Place {
     pub(crate) name: Arc<str>,
     pub(crate) shadow: Shadow,
     mode: Mode,
+    /// Not an owner: the site owns its open containers.
+    site: Weak<Shared>,
     space: Arc<Space>,
     table: Arc<ClusterTable>,
     clusters: RwLock<Clusters>,
@@ -78,8 +99,7 @@ struct Clusters {
 
 impl Place {
     pub(crate) fn new(
-        space: &Arc<Space>,
-        table: &Arc<ClusterTable>,
+        site: &Arc<Shared>,
         reservation: Reservation,
         name: &str,
         mode: Mode,
@@ -91,8 +111,9 @@ impl Place {
             name: name.into(),
             shadow,
             mode,
-            space: Arc::clone(space),
-            table: Arc::clone(table),
+            site: Arc::downgrade(site),
+            space: Arc::clone(&site.space),
+            table: Arc::clone(&site.table),
             clusters: RwLock::new(Clusters {
                 by_number: BTreeMap::new(),
                 by_window: vec![None; windows],
@@ -135,6 +156,15 @@ impl Place {
         self.map(number, &windows).map_err(|e| GroundError::Refused(e.to_string()))
     }
 
+    /// Brings pages into memory that are not there.
+    pub(crate) fn bring(&self, range: PageRange) -> Result<(), Damaged> {
+        match self.site.upgrade() {
+            Some(site) => damage::bring(&site, self, range),
+            // The site is being closed, and nobody is in a section.
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn cluster_of(&self, page: PageNo) -> Option<Arc<Cluster>> {
         let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
         clusters.by_window.get(page.window() as usize)?.clone()
@@ -163,6 +193,8 @@ impl Drop for Place {
         for cluster in self.clusters() {
             self.table.remove(cluster.key());
         }
+        let byte_len = self.reservation.windows() as usize * WINDOW_SIZE;
+        last_words::forget(self.reservation.base(), byte_len);
     }
 }
 
@@ -177,6 +209,8 @@ pub struct Opened {
     pub(crate) filled: AtomicBool,
     /// Whether its sections may only read.
     pub(crate) read_only: bool,
+    /// Whether the root has been brought into memory, so that sections may begin.
+    pub(crate) root_checked: AtomicBool,
 }
 
 impl Opened {
@@ -213,6 +247,40 @@ impl Opened {
     #[inline]
     pub(crate) fn check_writable(&self) -> Result<(), SectionError> {
         if self.read_only { Err(SectionError::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Brings the pages of these addresses into memory, so that touching them cannot fail (B12).
+    ///
+    /// # Errors
+    /// Names the first page that is damaged.
+    pub fn check(&self, addresses: std::ops::Range<Address>) -> Result<(), CheckError> {
+        let base = self.base();
+        let end = base.0 + self.place.reservation.windows() as usize * WINDOW_SIZE;
+        if addresses.start < base || addresses.end.0 > end {
+            let name = self.name().to_owned();
+            return Err(CheckError::Outside { name, asked: addresses, is: base..Address(end) });
+        }
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        // Nothing is taken out of memory, and no state given up, while a section is open.
+        let _entry = self.gate.enter_read().map_err(SectionError::from)?;
+        let first = addresses.start.page_from(base).0;
+        let end = (addresses.end.0 - base.0).div_ceil(PAGE_SIZE) as u64;
+        Ok(self.place.bring(PageRange::new(first, end))?)
+    }
+
+    /// Brings the root into memory before the first section. Called with a section open.
+    #[inline]
+    pub(crate) fn check_root(&self) -> Result<(), SectionError> {
+        if self.root_checked.load(Ordering::Acquire) { Ok(()) } else { self.bring_root() }
+    }
+
+    #[cold]
+    fn bring_root(&self) -> Result<(), SectionError> {
+        self.arena.check_root_page().map_err(|damaged| SectionError::Damaged(Box::new(damaged)))?;
+        self.root_checked.store(true, Ordering::Release);
+        Ok(())
     }
 
     pub(crate) fn root_error(&self, source: RootError) -> ContainerError {

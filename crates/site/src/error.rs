@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use stead_heap::{AllocError, DirectoryError, FormatError, OpenArenaError, OtherType, RootError};
+use stead_heap::{
+    AllocError, Damaged, DirectoryError, FormatError, OpenArenaError, OtherType, RootError,
+};
 use stead_memory::{EnterError, Held, MapError, ReserveError, ScanError, Unsupported};
 use stead_model::windows::OutOfAddresses;
 use stead_model::{Address, ContainerId, NameError};
@@ -181,6 +183,9 @@ pub enum ContainerError {
         /// Why.
         source: ReadError,
     },
+    /// A page that opening it needs is damaged.
+    #[error(transparent)]
+    Damaged(#[from] Box<Damaged>),
     /// Its first page is not a container's.
     #[error("container {name:?}: {source}")]
     Header {
@@ -299,6 +304,7 @@ impl ContainerError {
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
+            ContainerError::Damaged(_) => true,
             ContainerError::Read { source, .. } => matches!(source, ReadError::Damaged(_)),
             ContainerError::Header { source, .. } => {
                 !matches!(source, DirectoryError::OtherFormat { .. })
@@ -330,6 +336,33 @@ pub enum SectionError {
          `stead::open` while no other process has it"
     )]
     ReadOnly,
+    /// The root, which every section is lent, is damaged on the disk.
+    #[error(transparent)]
+    Damaged(Box<Damaged>),
+}
+
+/// Addresses could not be checked, or are damaged.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum CheckError {
+    /// A page is damaged.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// They are not the container's.
+    #[error(
+        "container {name:?} has the addresses {} to {}, and was asked to check {} to {}",
+        is.start, is.end, asked.start, asked.end
+    )]
+    Outside {
+        /// The container.
+        name: String,
+        /// What was to be checked.
+        asked: std::ops::Range<Address>,
+        /// What it has.
+        is: std::ops::Range<Address>,
+    },
+    /// This thread is in a section that holds the container alone.
+    #[error("{0}; inside a section, check with its token")]
+    Section(#[from] SectionError),
 }
 
 impl From<EnterError> for SectionError {

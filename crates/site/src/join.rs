@@ -6,10 +6,11 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use stead_heap::{
-    Arena, Attempt, Ended, Exclusive, Ground, GroundError, InitRootError, Read, Root, Tx, Write,
+    Arena, Attempt, Damaged, Ended, Exclusive, Ground, GroundError, InitRootError, Read, Root, Tx,
+    Write,
 };
 use stead_memory::{Gate, Reason, close_writers};
-use stead_model::{Address, PAGE_SIZE, PageNo, PageRange};
+use stead_model::{Address, PAGE_SIZE, PageNo, PageRange, WINDOW_SIZE};
 
 use crate::container::{Opened, Place};
 use crate::error::{ContainerError, SectionError};
@@ -47,6 +48,18 @@ unsafe impl Ground for Place {
             // A hint: where it fails, the first touch is a fault like any other and says why.
             let _ = cluster.install_zero(range, Reason::AheadWritable);
         }
+    }
+
+    fn check(&self, address: usize, bytes: usize) -> Result<(), Damaged> {
+        let base = self.reservation.base();
+        let end = base.0 + self.reservation.windows() as usize * WINDOW_SIZE;
+        if bytes == 0 || address < base.0 || address >= end {
+            // A place of the program's own: nothing of it lies on a disk.
+            return Ok(());
+        }
+        let first = Address(address).page_from(base).0;
+        let last = (address.saturating_add(bytes).min(end) - 1 - base.0) / PAGE_SIZE;
+        self.bring(PageRange::new(first, last as u64 + 1))
     }
 
     fn assign(&self, first_window: u32, count: u32, cluster: u16) -> Result<(), GroundError> {
@@ -129,6 +142,7 @@ impl<R: Root> Typed<R> {
         f: impl for<'s> FnOnce(&'s R::At<'s>, &'s Read<'s>) -> T,
     ) -> Result<T, SectionError> {
         let _entry = self.opened.gate.enter_read()?;
+        self.opened.check_root()?;
         // SAFETY: the gate is entered for reading until `_entry` is dropped after the call, also
         // when it unwinds; the root was found to be an `R` when this `Typed` was made.
         Ok(unsafe { self.opened.arena.read::<R, T>(f) })
@@ -151,6 +165,7 @@ impl<R: Root> Typed<R> {
         let mut attempt = Attempt::new();
         for tried in 1.. {
             let entry = gate.enter_write()?;
+            self.opened.check_root()?;
             // SAFETY: the gate is entered for writing until `entry` is dropped, also when the call
             // unwinds; the root was found to be an `R` when this `Typed` was made.
             let ended = unsafe { arena.write::<R, T, E>(&mut attempt, &mut f) };
@@ -180,6 +195,7 @@ impl<R: Root> Typed<R> {
         let Opened { gate, arena, changes, .. } = &*self.opened;
         self.opened.check_writable()?;
         let entry = gate.enter_exclusive(None)?;
+        self.opened.check_root()?;
         // SAFETY: the gate is held exclusively until `entry` is dropped, also when the call unwinds;
         // the root was found to be an `R` when this `Typed` was made.
         let ended = unsafe { arena.exclusive::<R, T, E>(&mut Attempt::new(), f) };

@@ -16,12 +16,12 @@ pub mod step;
 
 pub use container::Opened;
 pub use error::{
-    ContainerError, OpenError, OpenErrorKind, RemoveError, SectionError, StabiliseError,
+    CheckError, ContainerError, OpenError, OpenErrorKind, RemoveError, SectionError, StabiliseError,
 };
 pub use join::Typed;
 pub use options::{ContainerOptions, OpenOptions};
 pub use site::Site;
 pub use stat::{ContainerStat, Counters, SiteStat};
-pub use stead_heap::Report as CheckReport;
+pub use stead_heap::{Damaged, PageKind, PageUse, Report as CheckReport};
 pub use stead_memory::{Allowed, Finding, Support};
 pub use step::rounds::Stable;

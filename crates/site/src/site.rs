@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use stead_heap::{Arena, Report, Root, Tx};
+use stead_heap::{Arena, Damaged, Report, Root, Tx};
 use stead_memory::{Gate, Mode, Reason, Reservation, Space};
 use stead_model::windows::{WindowAllocator, WindowRun};
-use stead_model::{ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo, WINDOW_COUNT};
+use stead_model::{ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo, PageRange, WINDOW_COUNT};
 use stead_store::{CreateOptions, OpenReport, ReadError, Store, Stored, Verified, VerifyProgress};
 
 use crate::container::{Changes, Opened, Place};
@@ -281,6 +281,12 @@ impl Site {
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<Verified, ReadError> {
         self.shared.store.verify(progress)
+    }
+
+    /// The damaged pages that were touched since the store was opened.
+    #[must_use]
+    pub fn damage_met(&self) -> Vec<Damaged> {
+        self.shared.met.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What there is, and what happened.
@@ -568,6 +574,7 @@ fn open_place(
     let stored = shared.view().read_page(first, &mut page).map_err(read)?;
     let is_new = stored == Stored::Never;
     let mut windows_of = std::collections::BTreeMap::<u16, Vec<u32>>::new();
+    let mut pages_to_open = Vec::new();
     if is_new {
         windows_of.insert(0, vec![0]);
     } else {
@@ -578,6 +585,7 @@ fn open_place(
         if here != found {
             return Err(ContainerError::Mismatch { name: name_owned(), here, found });
         }
+        pages_to_open = directory.pages_to_open();
         let limit = reservation.windows() as usize;
         for (window, cluster) in directory.clusters.iter().enumerate().take(limit) {
             if let Some(cluster) = cluster {
@@ -585,13 +593,17 @@ fn open_place(
             }
         }
     }
-    let place =
-        Arc::new(Place::new(&shared.space, &shared.table, reservation, name, mode).map_err(map)?);
+    let place = Arc::new(Place::new(shared, reservation, name, mode).map_err(map)?);
     for (cluster, windows) in &windows_of {
         place.map(*cluster, windows).map_err(map)?;
     }
     if mode == Mode::Resident {
         fill(shared, &place, id, name)?;
+    } else {
+        // What opening touches comes in here, where damage is an error and not the end of the process.
+        for page in pages_to_open {
+            place.bring(PageRange::new(page, page + 1)).map_err(Box::new)?;
+        }
     }
     let gate = Gate::new(id);
     let arena = if is_new {
@@ -607,6 +619,8 @@ fn open_place(
         changes: Changes::default(),
         filled: AtomicBool::new(false),
         read_only: shared.store.is_read_only(),
+        // What is all in memory cannot fail later.
+        root_checked: AtomicBool::new(mode == Mode::Resident),
     }))
 }
 

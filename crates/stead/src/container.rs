@@ -1,12 +1,13 @@
 //! A container as a program sees it: its sections. Read [`Container`] first.
 
 use std::fmt;
+use std::ops::Range;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use stead_heap::{Exclusive, Read, Root, Write};
 use stead_model::Address;
-use stead_site::{SectionError, Site, Typed};
+use stead_site::{CheckError, SectionError, Site, Typed};
 
 use crate::error::Error;
 
@@ -60,12 +61,41 @@ impl<R> Container<R> {
     }
 }
 
+impl<R> Container<R> {
+    /// Brings the pages of a range of addresses into memory, and says so if one of them is damaged on the disk
+    /// (B12). A plain load cannot return an error: that of a damaged page ends the process with SIGBUS, after a
+    /// message on standard error; so does a store, even if it is the first of many that would overwrite the
+    /// whole page. What has been checked can be loaded and stored. Inside a section its token checks
+    /// the place of an object or of elements: see [`Tx::check`](crate::Tx::check) and
+    /// [`Read::check`](crate::Read::check).
+    ///
+    /// A system call that meets a damaged page which has not been checked fails with `EFAULT`, or with `EHWPOISON`
+    /// where it pins pages; [`Store::damage_met`](crate::Store::damage_met) tells which page it was.
+    ///
+    /// ```no_run
+    /// # use stead::*;
+    /// # fn look<R>(container: &Container<R>, at: Address) -> Result<()> {
+    /// if let Err(CheckError::Damaged(damaged)) = container.check(at..Address(at.0 + (1 << 20))) {
+    ///     eprintln!("{} at {} is lost: {}", damaged.holds, damaged.address, damaged.why);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Names the first damaged page: container, page, address, and what is on it. Also if the addresses are not this
+    /// container's, or this thread is in an exclusive section.
+    pub fn check(&self, addresses: Range<Address>) -> Result<(), CheckError> {
+        self.inner.opened().check(addresses)
+    }
+}
+
 impl<R: Root> Container<R> {
     /// A reading section: shared references to everything, changing nothing. Never held up by a
     /// stabilisation. May be opened inside other sections, except exclusive ones.
     ///
     /// # Errors
-    /// If this thread is in an exclusive section, or in eight reading ones.
+    /// If this thread is in an exclusive section, or in eight reading ones; or if the root is damaged on the disk.
     #[inline]
     pub fn read<T>(
         &self,
@@ -80,7 +110,7 @@ impl<R: Root> Container<R> {
     /// again, 256 times at most.
     ///
     /// # Errors
-    /// The closure's own; or [`SectionError`] if this thread has a section open.
+    /// The closure's own; or [`SectionError`] if this thread has a section open, or the root is damaged on the disk.
     #[inline]
     #[track_caller]
     pub fn write<T, E: From<Error>>(
@@ -94,7 +124,7 @@ impl<R: Root> Container<R> {
     /// not at all: `Err` or a panic undoes it.
     ///
     /// # Errors
-    /// The closure's own; or [`SectionError`] if this thread has a section open.
+    /// The closure's own; or [`SectionError`] if this thread has a section open, or the root is damaged on the disk.
     #[track_caller]
     pub fn exclusive<T, E: From<Error>>(
         &self,

@@ -1,8 +1,10 @@
 //! One error for the whole of a program's use of Stead, so that `?` works everywhere; each verb has its
 //! own enum inside. Read [`Error`] first.
 
-use stead_heap::{AllocError, LockError};
-use stead_site::{ContainerError, OpenError, RemoveError, SectionError, StabiliseError};
+use stead_heap::{AllocError, Damaged, LockError};
+use stead_site::{
+    CheckError, ContainerError, OpenError, RemoveError, SectionError, StabiliseError,
+};
 
 /// What stead's own calls and closures return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -32,6 +34,9 @@ pub enum Error {
     /// A lock could not be had.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// What was to be used is damaged on the disk (B12).
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
     /// The program's own reason to undo a section: see [`Error::other`].
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
@@ -42,6 +47,27 @@ impl Error {
     pub fn other(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Error::Other(reason.into())
     }
+
+    /// The damaged page, if it is one that kept this from being done (B12).
+    #[must_use]
+    pub fn damaged(&self) -> Option<&Damaged> {
+        match self {
+            Error::Damaged(damaged) => Some(damaged),
+            Error::Container(ContainerError::Damaged(damaged))
+            | Error::Section(SectionError::Damaged(damaged)) => Some(damaged),
+            _ => None,
+        }
+    }
+}
+
+impl From<CheckError> for Error {
+    fn from(e: CheckError) -> Self {
+        match e {
+            CheckError::Damaged(e) => Error::Damaged(e),
+            CheckError::Section(e) => Error::Section(e),
+            e @ CheckError::Outside { .. } => Error::other(e),
+        }
+    }
 }
 
 impl From<stead_heap::Error> for Error {
@@ -49,6 +75,7 @@ impl From<stead_heap::Error> for Error {
         match e {
             stead_heap::Error::Alloc(e) => Error::Alloc(e),
             stead_heap::Error::Lock(e) => Error::Lock(e),
+            stead_heap::Error::Damaged(e) => Error::Damaged(e),
         }
     }
 }

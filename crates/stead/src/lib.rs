@@ -75,11 +75,11 @@ pub use stead_heap::{
     Ptr, Read, ReadGuard, Root, RwLock, Slot, StableHash, Text, Tx, Vec, Write, WriteGuard,
 };
 pub use stead_model::{Address, PAGE_SIZE};
-pub use stead_site::{CheckReport, Finding, Support};
 pub use stead_site::{
-    ContainerError, ContainerOptions, ContainerStat, Counters, OpenError, OpenErrorKind,
-    OpenOptions, RemoveError, SectionError, SiteStat, StabiliseError,
+    CheckError, ContainerError, ContainerOptions, ContainerStat, Counters, OpenError,
+    OpenErrorKind, OpenOptions, RemoveError, SectionError, SiteStat, StabiliseError,
 };
+pub use stead_site::{CheckReport, Damaged, Finding, PageKind, PageUse, Support};
 
 #[doc(hidden)]
 pub use stead_heap::__private;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use stead_heap::{Root, Tx};
 use stead_site::site::GATE_DEFAULT;
 use stead_site::{
-    ContainerOptions, Counters, OpenError, OpenOptions, RemoveError, Site, SiteStat, StabiliseError,
+    ContainerOptions, Counters, Damaged, OpenError, OpenOptions, RemoveError, Site, SiteStat,
+    StabiliseError,
 };
 
 use crate::container::Container;
@@ -153,6 +154,13 @@ impl Store {
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.site.names()
+    }
+
+    /// The damaged pages that were touched since the store was opened here, be it by a system call, which then
+    /// failed with `EFAULT`, or by a load of which a handler of the program's own kept it alive (B12).
+    #[must_use]
+    pub fn damage_met(&self) -> Vec<Damaged> {
+        self.site.damage_met()
     }
 
     /// What happened since the store was opened here: a few loads.

@@ -288,7 +288,7 @@ fn damage_of_a_page_image_names_container_and_page() {
     use std::os::unix::process::ExitStatusExt;
     assert_eq!(child.status.signal(), Some(libc::SIGBUS), "{out}{err}");
     assert!(out.contains("> begins") && !out.contains("> 4"), "no sum from wrong bytes: {out}");
-    for word in ["numbers", "page", "log", "verify"] {
+    for word in ["numbers", "page", "log", "scrub"] {
         assert!(err.contains(word), "{word:?} is missing in: {err}");
     }
     // The store opens all the same, and says what is damaged.

@@ -24,6 +24,12 @@ impl Damage {
     pub(crate) fn new(offset: u64, what: impl Into<String>) -> Self {
         Damage { page: None, offset, what: what.into() }
     }
+
+    /// Where and in which way it is wrong, for those who name the page themselves.
+    #[must_use]
+    pub fn how(&self) -> String {
+        format!("log, offset {:#x}: {}", self.offset, self.what)
+    }
 }
 
 impl fmt::Display for Damage {

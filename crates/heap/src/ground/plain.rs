@@ -12,6 +12,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use stead_model::WINDOW_SIZE;
 
 use super::{Ground, GroundError};
+use crate::error::Damaged;
 
 /// Windows of plain memory, and as much for the shadow.
 #[derive(Debug)]
@@ -91,6 +92,10 @@ unsafe impl Ground for PlainGround {
 
     fn ask(&self, _address: usize, bytes: usize) {
         self.asked_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn check(&self, _address: usize, _bytes: usize) -> Result<(), Damaged> {
+        Ok(())
     }
 
     fn assign(&self, _first: u32, _count: u32, _cluster: u16) -> Result<(), GroundError> {

@@ -4,14 +4,14 @@
 //! fault on itself. What it reads and how it installs that is decided in `step::faults`. Read
 //! [`serve`] first.
 
-use std::fmt::Write as _;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use stead_memory::{Fault, FaultBatch, FaultKind, FrameError, Reason};
+use stead_memory::{Fault, FaultBatch, FaultKind, FrameError, Reason, last_words};
 use stead_model::{PAGE_SIZE, PageId, PageNo, PageRange};
 use stead_store::Stored;
 
-use super::Shared;
+use super::{Shared, damage};
 use crate::container::{Place, Served};
 use crate::step::faults::{Faults, Held, Install, STREAM, installs};
 
@@ -91,6 +91,9 @@ impl Server<'_> {
                     cluster.install(PageNo(run.start), images, reason).map(drop)
                 }
                 Held::Nothing => cluster.install_zero(run, reason).map(drop),
+                Held::Damaged if damage::was_free(self.shared, served.page_id(fault.page)) => {
+                    cluster.install_zero(run, reason).map(drop)
+                }
                 Held::Damaged => {
                     self.report_damage(served, fault.page);
                     cluster.poison(fault.page)
@@ -129,49 +132,39 @@ impl Server<'_> {
         }
     }
 
+    /// Prepares what is said to whoever dies of touching this page.
     fn report_damage(&mut self, served: &Served, page: PageNo) {
-        let first = PageId { container: served.container, page };
-        if let Err(error) = self.shared.view().read_run(first, &mut self.images[..PAGE_SIZE]) {
-            let address = page.address(served.base);
-            say(format_args!(
-                "container {:?} ({}): the page at {address} cannot be used: {error}. The process that touched it \
-                 ends with SIGBUS. `stead verify {}` lists all damage.",
-                served.name,
-                served.container,
-                self.shared.dir.display()
-            ));
+        let first = served.page_id(page);
+        let Err(error) = self.shared.view().read_run(first, &mut self.images[..PAGE_SIZE]) else {
+            return;
+        };
+        let damaged =
+            damage::name(self.shared, served.container, &served.name, served.base, page, &error);
+        let text = format!(
+            "stead: {damaged}. It was touched, and a load cannot return an error: SIGBUS. (store {})",
+            self.shared.dir.display()
+        );
+        if !last_words::prepare(damaged.address, &text) {
+            // The program has taken the signal: it is said before it learns of it.
+            say_line(&text);
+        }
+        let mut met = self.shared.met.lock().unwrap_or_else(PoisonError::into_inner);
+        if !met.iter().any(|known| known.address == damaged.address) {
+            met.push(damaged);
         }
     }
 }
 
 /// Writes a line to standard error without its lock, which the program may hold while it waits for
 /// this very page.
-fn say(message: std::fmt::Arguments<'_>) {
-    let mut line = Line { bytes: [0; 1024], len: 0 };
-    // A line that is too long is cut; there is nothing else to do with the error.
-    let _ = write!(line, "stead: {message}");
-    line.bytes[line.len.min(1023)] = b'\n';
-    let _ = rustix::io::write(rustix::stdio::stderr(), &line.bytes[..=line.len.min(1023)]);
+fn say_line(text: &str) {
+    // There is nothing else to do with the error.
+    let _ = rustix::io::write(rustix::stdio::stderr(), format!("{text}\n").as_bytes());
 }
 
 /// A page that cannot be served leaves its thread waiting for ever, or reading wrong bytes: the one sound
 /// answer is to end the process. What is stable stays so.
 fn end_process(message: std::fmt::Arguments<'_>) -> ! {
-    say(message);
+    say_line(&format!("stead: {message}"));
     std::process::abort()
-}
-
-struct Line {
-    bytes: [u8; 1024],
-    len: usize,
-}
-
-impl std::fmt::Write for Line {
-    fn write_str(&mut self, s: &str) -> std::fmt::Result {
-        let room = &mut self.bytes[self.len..];
-        let n = s.len().min(room.len());
-        room[..n].copy_from_slice(&s.as_bytes()[..n]);
-        self.len += n;
-        if n == s.len() { Ok(()) } else { Err(std::fmt::Error) }
-    }
 }

@@ -2,6 +2,7 @@
 //! `faults::serve` and `rounds::run`.
 
 pub(crate) mod background;
+pub(crate) mod damage;
 pub(crate) mod faults;
 pub(crate) mod rounds;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use stead_heap::Damaged;
 use stead_memory::Space;
 use stead_model::ContainerId;
 use stead_store::{Store, View};
@@ -32,6 +34,8 @@ pub(crate) struct Shared {
     /// Set when nothing but the fault loop is left to stop.
     pub(crate) faults_stopping: AtomicBool,
     opened: Mutex<BTreeMap<ContainerId, Arc<Opened>>>,
+    /// Damaged pages that were touched.
+    pub(crate) met: Mutex<Vec<Damaged>>,
     started: Instant,
     /// Set to wake the background thread before its time.
     wake: Mutex<bool>,
@@ -52,6 +56,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             faults_stopping: AtomicBool::new(false),
             opened: Mutex::default(),
+            met: Mutex::default(),
             started: Instant::now(),
             wake: Mutex::new(false),
             woken: Condvar::new(),

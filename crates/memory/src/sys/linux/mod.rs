@@ -2,6 +2,7 @@
 //! this crate with unsafe code. It decides nothing; what a failure means is the caller's business.
 //! Read [`Linux`] first.
 
+pub mod last_words;
 mod mapping;
 mod pagemap;
 pub(crate) mod place;
