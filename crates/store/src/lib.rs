@@ -28,6 +28,7 @@
 #![deny(unsafe_code)]
 
 mod aligned;
+mod backup;
 mod batch;
 mod checkpoint;
 mod clean;
@@ -59,6 +60,9 @@ mod versions;
 mod view;
 
 pub use aligned::AlignedBuf;
+pub use backup::{
+    BackedUp, BackupError, BackupProgress, Restore, RestoreError, Restored, StateId,
+};
 pub use batch::Batch;
 pub use commit::Committed;
 pub use directory::CreateOptions;

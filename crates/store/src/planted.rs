@@ -20,6 +20,8 @@ pub enum Bug {
     OneRoot,
     /// The first unreadable chunk is taken for the end of the log.
     BlindTail,
+    /// Restoring does not look at the checksums of a backup.
+    StreamUnchecked,
     /// Segments are used again although a reader of another process needs them.
     PinsIgnored,
     /// A block that the live state lets go of is freed although a snapshot has it.
