@@ -60,9 +60,7 @@ mod versions;
 mod view;
 
 pub use aligned::AlignedBuf;
-pub use backup::{
-    BackedUp, BackupError, BackupProgress, Restore, RestoreError, Restored, StateId,
-};
+pub use backup::{BackedUp, BackupError, BackupProgress, Restore, RestoreError, Restored, StateId};
 pub use batch::Batch;
 pub use commit::Committed;
 pub use directory::CreateOptions;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 use stead_store::planted::{self, Bug};
-use stead_store::{CommitError, CreateOptions, OpenError, Store, Stored};
+use stead_store::{CommitError, CreateOptions, OpenError, Restore, Store, Stored};
 
 /// Pages of the one container, far enough apart for a map with several leaves.
 const PAGES: u64 = 240;
@@ -340,4 +340,26 @@ fn a_directory_that_may_not_be_written_can_be_read() {
     assert!(store.verify(&mut |_| {}).unwrap().is_clean());
     assert!(!dir.join("lock").exists(), "nothing is made there");
     std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_store_in_use_is_copied_whole() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("store");
+    create(&dir);
+    let said = Arc::new(Said::default());
+    let owning = owner(&dir, false, &said);
+    for n in 0..4 {
+        let (store, report) = Store::open_read_only(&dir).unwrap();
+        let mut stream = Vec::new();
+        // As slow as a pipe to somewhere: the owner goes on meanwhile.
+        let mut slow = |_| std::thread::sleep(Duration::from_millis(1));
+        store.view().backup(None, &mut stream, &mut slow).unwrap();
+        let copy = parent.path().join(format!("copy {n}"));
+        let mut restore = Restore::begin(&copy).unwrap();
+        restore.apply(&mut &stream[..], &mut |_| {}).unwrap();
+        restore.finish(&mut |_| {}).unwrap();
+        check_all(&Store::open(&copy).unwrap().0, report.last_sequence).unwrap();
+    }
+    owning.kill();
 }

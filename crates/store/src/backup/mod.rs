@@ -48,7 +48,9 @@ impl fmt::Display for StateId {
 #[derive(Debug, Error)]
 pub enum BackupError {
     /// The state moves on while it is copied.
-    #[error("a store that is being changed cannot be copied while it moves: copy a snapshot of it, or open it for reading")]
+    #[error(
+        "a store that is being changed cannot be copied while it moves: copy a snapshot of it, or open it for reading"
+    )]
     Moving,
     /// Something in the store cannot be read.
     #[error("{0}; nothing that is damaged is backed up: restore the store from an earlier backup")]
@@ -74,7 +76,9 @@ pub enum RestoreError {
     #[error("this is no backup: it does not begin as one")]
     NotABackup,
     /// The input was written by a later version.
-    #[error("this backup has format {found}, this program reads {known}: restore it with a newer version")]
+    #[error(
+        "this backup has format {found}, this program reads {known}: restore it with a newer version"
+    )]
     Newer {
         /// The version it has.
         found: u32,
@@ -82,7 +86,9 @@ pub enum RestoreError {
         known: u32,
     },
     /// The input ends before the backup does.
-    #[error("the backup ends too early, behind {offset} bytes: it was not written, or not copied, to its end")]
+    #[error(
+        "the backup ends too early, behind {offset} bytes: it was not written, or not copied, to its end"
+    )]
     Cut {
         /// Bytes that there were.
         offset: u64,

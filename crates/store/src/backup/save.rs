@@ -93,7 +93,7 @@ impl View<'_> {
             segment_blocks: header.segment_blocks,
         };
         let (parts, gone) = self.parts(since)?;
-        let total = parts.iter().flat_map(|(_, ranges)| ranges).map(PageRange::page_count).sum();
+        let total = parts.iter().flat_map(|(_, ranges)| ranges).map(|r| r.page_count()).sum();
 
         let mut frames = FrameWriter::begin(out).map_err(BackupError::Write)?;
         frames.write(&Frame::Head(head)).map_err(BackupError::Write)?;

@@ -93,7 +93,12 @@ impl<'a> FrameWriter<'a> {
         put(&mut preamble, 0, MAGIC);
         put(&mut preamble, 8, &VERSION.to_le_bytes());
         out.write_all(&preamble)?;
-        Ok(FrameWriter { out, chain: first_seed(&preamble), buffer: Vec::new(), bytes: PREAMBLE as u64 })
+        Ok(FrameWriter {
+            out,
+            chain: first_seed(&preamble),
+            buffer: Vec::new(),
+            bytes: PREAMBLE as u64,
+        })
     }
 
     pub(super) fn write(&mut self, frame: &Frame<'_>) -> io::Result<()> {
@@ -157,7 +162,10 @@ pub(super) struct FrameReader<'a> {
 
 impl<'a> FrameReader<'a> {
     /// Begins with the stream at `offset` of the input; `Ok(None)` if the input is at its end.
-    pub(super) fn begin(input: &'a mut dyn Read, offset: u64) -> Result<Option<Self>, RestoreError> {
+    pub(super) fn begin(
+        input: &'a mut dyn Read,
+        offset: u64,
+    ) -> Result<Option<Self>, RestoreError> {
         let mut preamble = [0; PREAMBLE];
         let got = read_up_to(input, &mut preamble)?;
         if got == 0 {
@@ -313,11 +321,9 @@ fn decode(frame: &[u8]) -> Option<Frame<'_>> {
         }
         (ZEROS, RUN) => run(ZEROS_MOST).map(|(first, count)| Frame::Zeros(first, count)),
         (GONE, 8) => Some(Frame::Gone(container()?)),
-        (END, 24) => Some(Frame::End(Totals {
-            containers: number(0),
-            images: number(1),
-            zeros: number(2),
-        })),
+        (END, 24) => {
+            Some(Frame::End(Totals { containers: number(0), images: number(1), zeros: number(2) }))
+        }
         _ => None,
     }
 }
