@@ -4,6 +4,7 @@
 //! `cargo run --release -p stead-bench` prints a table; `--json FILE` writes it too. Read [`Row`] first.
 #![forbid(unsafe_code)]
 
+mod aging;
 mod disk;
 mod maps;
 mod open;
@@ -33,6 +34,18 @@ struct Args {
     /// Memory that is resident while stabilising, in MiB
     #[arg(long, default_value_t = 1024)]
     resident_mib: u64,
+    /// Live data of the store that ages, in MiB
+    #[arg(long, default_value_t = 1024)]
+    live_mib: u64,
+    /// How many times its live data is written at random
+    #[arg(long, default_value_t = 20)]
+    overwrites: u64,
+    /// Pages of one stabilisation while it ages
+    #[arg(long, default_value_t = 100)]
+    commit_pages: u64,
+    /// Which pages are written while it ages (default: both)
+    #[arg(long, value_enum)]
+    pattern: Vec<aging::Pattern>,
     /// Be the process that is killed
     #[arg(long, hide = true)]
     fill: Option<PathBuf>,
@@ -44,6 +57,8 @@ enum What {
     Maps,
     Stabilise,
     Open,
+    /// A store written at random for as long as an hour; minutes, only by name
+    Aging,
 }
 
 /// One line of the table: a median of several rounds, and what it is held against.
@@ -121,6 +136,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             What::Maps => maps::measure(temp.path(), args.pairs)?,
             What::Stabilise => stabilise::measure(temp.path(), args.resident_mib)?,
             What::Open => open::measure(temp.path(), args.resident_mib)?,
+            What::Aging => {
+                let (live_mib, overwrites) = (args.live_mib, args.overwrites);
+                let size = aging::Size { live_mib, overwrites, commit_pages: args.commit_pages };
+                let both = [aging::Pattern::Uniform, aging::Pattern::Zipf];
+                let patterns = if args.pattern.is_empty() { &both } else { &args.pattern[..] };
+                aging::measure(temp.path(), size, patterns)?
+            }
         };
         new.iter().for_each(Row::print);
         rows.extend(new);

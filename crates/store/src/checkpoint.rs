@@ -131,6 +131,7 @@ impl Store {
             }
             Err(error) => {
                 let mut state = self.state_mut();
+                state.space.forget_moves();
                 let mut layer =
                     state.frozen.take().map_or_else(Layer::default, Arc::unwrap_or_clone);
                 drop(frozen);

@@ -1,29 +1,35 @@
-//! Cleaning: what some version still holds in sparse segments is copied to the cold stream, so that the segments
-//! become free. The next root has it there in all versions alike. It runs beside stabilisations; a page stored
-//! anew meanwhile wins. Read `Store::clean` first.
+//! Cleaning: what some version still holds in sparse segments is copied to a stream of its own, in the order of
+//! pages, so that the segments become free. The next root has it there in all versions alike. It goes in small
+//! steps beside stabilisations; a page stored anew meanwhile wins. Read `Store::clean_step` first.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slotted;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use stead_model::{ContainerId, PageId};
 
 use crate::aligned::AlignedBuf;
+use crate::disk::Purpose;
 use crate::error::{CommitError, ReadError};
 use crate::format::{BLOCK, Chunk, Entry, NodeId, Place};
 use crate::keep::Keeper;
-use crate::store::Store;
-use crate::tree::{Moves, Origins, Tree};
+use crate::space::{COLD_RESERVE, Cleaning, Victim};
+use crate::store::{State, Store};
+use crate::tree::{Origins, Tree};
 use crate::versions::Versions;
 
-/// Segments whose live blocks are held in memory at once.
+/// Segments whose live blocks are gathered before they are moved: the more, the longer the runs of pages that come
+/// to lie in order.
 const VICTIMS_AT_ONCE: usize = 8;
 
-/// What some version holds in the segments to be emptied, each with the family of the maps that do.
-#[derive(Default)]
-struct Live {
+/// What some version holds in segments that are to be emptied, each with the family of the maps that do. It is held
+/// in memory until there is enough to be moved in order: about two segments' worth at the most.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
     images: BTreeMap<(PageId, Place), (ContainerId, Box<[u8]>)>,
     nodes: Vec<(ContainerId, NodeId, Place)>,
+    victims: Vec<Victim>,
 }
 
 /// The versions, and of those the trees that were asked for.
@@ -43,74 +49,93 @@ impl Holders {
 }
 
 impl Store {
+    /// One small step of cleaning: reads a sparse segment, or moves what has been read of several. How many blocks
+    /// were moved; `None` if there is nothing to gain.
+    pub(crate) fn clean_step(&self, keeper: &mut Keeper) -> Result<Option<u64>, CommitError> {
+        let segment_blocks = self.layout().segment_blocks as usize;
+        let gathered = &keeper.gathered;
+        let enough =
+            gathered.victims.len() >= VICTIMS_AT_ONCE || gathered.images.len() >= segment_blocks;
+        if !enough && let Some(victim) = self.next_victim(keeper) {
+            let mut found = Gathered::default();
+            let mut holders = Holders { versions: self.versions(), trees: BTreeMap::new() };
+            let cleaning = match self.find_live(victim.segment, &mut holders, &mut found) {
+                Ok(()) => Cleaning::Gathered,
+                // What cannot be read stays where it is, to be reported when it is asked for.
+                Err(_) => Cleaning::Stuck,
+            };
+            self.state_mut().space.set_cleaning(victim.segment, cleaning);
+            if cleaning == Cleaning::Gathered {
+                keeper.gathered.images.extend(found.images);
+                keeper.gathered.nodes.extend(found.nodes);
+                keeper.gathered.victims.push(victim);
+            }
+            return Ok(Some(0));
+        }
+        if keeper.gathered.victims.is_empty() {
+            self.fruitless.store(self.state().space.clock() + 1, Ordering::Relaxed);
+            return Ok(None);
+        }
+        self.move_gathered(keeper).map(Some)
+    }
+
     /// Empties sparse segments until `wanted` more are free, or as many as one go can; returns how many blocks
     /// were moved. Needs two free segments at the least.
     pub(crate) fn clean(&self, keeper: &mut Keeper, wanted: usize) -> Result<u64, CommitError> {
         // Lets the map go of what has been replaced since the last root.
         self.checkpoint_now(keeper)?;
-        let victims = self.choose_victims(keeper, wanted);
-        let mut moved = 0;
-        let mut holders = Holders { versions: self.versions(), trees: BTreeMap::new() };
-        for group in victims.chunks(VICTIMS_AT_ONCE) {
-            let mut live = Live::default();
-            for &victim in group {
-                self.find_live(victim, &mut holders, &mut live)?;
+        let segment_blocks = self.layout().segment_blocks;
+        let (mut moved, mut emptied) = (0, 0);
+        loop {
+            let leaves = map_leaves(&self.state());
+            let cost = moved + keeper.gathered.images.len() as u64;
+            if emptied * segment_blocks >= wanted as u64 * segment_blocks + cost + leaves.min(cost)
+            {
+                break;
             }
-            moved += (live.images.len() + live.nodes.len()) as u64;
-            if let Err(error) = self.move_images(keeper, live.images) {
-                keeper.cold.abandon();
-                keeper.moves = Moves::default();
-                return Err(error);
-            }
-            for (family, id, place) in live.nodes {
-                keeper.moves.node(family, id, place);
-            }
+            let before = keeper.gathered.victims.len();
+            let Some(blocks) = self.clean_step(keeper)? else { break };
+            moved += blocks;
+            emptied += keeper.gathered.victims.len().saturating_sub(before) as u64;
         }
+        moved += self.move_gathered(keeper)?;
         // The first root no longer refers to the victims; behind the second they are free.
         self.checkpoint_now(keeper)?;
         self.checkpoint_now(keeper)?;
-        let state = self.state();
-        let left = state.space.sparse_segments();
-        keeper.stuck.extend(victims.iter().filter(|&v| left.iter().any(|(l, _)| l == v)));
         Ok(moved)
     }
 
-    fn choose_victims(&self, keeper: &Keeper, wanted: usize) -> Vec<u32> {
+    /// Most live blocks that a segment may have to be worth cleaning: by what the file may have on average.
+    pub(crate) fn live_most(&self) -> u64 {
+        let percent = u64::from(self.space_percent.load(Ordering::Relaxed));
+        let blocks = self.layout().segment_blocks;
+        // Half way between the average and a full segment.
+        (blocks + blocks * 100 / percent) / 2
+    }
+
+    /// The best segment to be emptied next, of those whose live blocks find room.
+    fn next_victim(&self, keeper: &Keeper) -> Option<Victim> {
         let state = self.state();
         let segment_blocks = self.layout().segment_blocks;
-        let with_headers = |live: u32| u64::from(live) * 9 / 8;
+        let segments = (state.space.free_segments() as u64).saturating_sub(1) * segment_blocks;
+        // The table and two headers of the root that is to follow come first.
+        let room = segments + keeper.cold.room(self).saturating_sub(keeper.cold.table_blocks() + 2);
+        let (gathered, leaves) = (keeper.gathered.images.len() as u64, map_leaves(&state));
         // What is moved, and the parts of the map that say so, must fit into what is free.
-        let snapshots = state.snapshots.list.iter().map(|snapshot| &*snapshot.trees);
-        let trees = snapshots.chain([&state.trees]).flat_map(BTreeMap::values);
-        let leaves: u64 = trees.map(|tree| tree.pages().div_ceil(256)).sum();
-        let mut room = (state.space.free_segments() as u64).saturating_sub(1) * segment_blocks;
-        let (mut gain, mut cost) = (0, 0);
-        let mut victims = Vec::new();
-        for (segment, live) in state.space.sparse_segments() {
-            let map_cost = leaves.min(cost + u64::from(live));
-            if gain >= wanted as u64 * segment_blocks + map_cost {
-                break;
-            }
-            if keeper.stuck.contains(&segment) {
-                continue;
-            }
-            if with_headers(live) + (map_cost - leaves.min(cost)) > room {
-                break;
-            }
-            room -= with_headers(live) + (map_cost - leaves.min(cost));
-            cost += u64::from(live);
-            gain += segment_blocks - u64::from(live);
-            victims.push(segment);
-        }
-        victims
+        let fits = |live: u64| {
+            let moved = gathered + live;
+            moved * 9 / 8 + leaves.min(moved) <= room
+        };
+        let live_most = (1..=self.live_most()).rev().find(|&live| fits(live))?;
+        state.space.best_victim(live_most)
     }
 
     fn find_live(
         &self,
         segment: u32,
         holders: &mut Holders,
-        live: &mut Live,
-    ) -> Result<(), CommitError> {
+        found: &mut Gathered,
+    ) -> Result<(), ReadError> {
         let layout = self.layout();
         let start = layout.start(segment);
         let mut bytes = AlignedBuf::zeroed(layout.segment_blocks as usize * BLOCK);
@@ -134,23 +159,23 @@ impl Store {
                         let bytes = block(at.place.0 - start.0);
                         // What cannot be read whole stays where it is, to be reported when it is asked for.
                         let find = |tree: &Tree| {
-                            let found = tree.find(id.page.0, &self.disk)?;
-                            Ok((found.place == at.place).then_some(found))
+                            let at_now = tree.find(id.page.0, &self.disk)?;
+                            Ok((at_now.place == at.place).then_some(at_now))
                         };
                         if let Some((family, now)) = holder(holders.of(id.container), find)?
                             && self.disk.check(entry, &Origins::default(), now, bytes).is_ok()
                         {
-                            live.images.insert((id, at.place), (family, bytes.into()));
+                            found.images.insert((id, at.place), (family, bytes.into()));
                         }
                     }
                     Entry::Node(id) => {
                         let find = |tree: &Tree| {
                             let id = NodeId { container: tree.container(), ..id };
-                            let found = tree.find_node(id, &self.disk)?;
-                            Ok((found == Some(at.place)).then_some(()))
+                            let at_now = tree.find_node(id, &self.disk)?;
+                            Ok((at_now == Some(at.place)).then_some(()))
                         };
                         if let Some((family, ())) = holder(holders.of(id.container), find)? {
-                            live.nodes.push((family, id, at.place));
+                            found.nodes.push((family, id, at.place));
                         }
                     }
                     // The table is written anew with each root.
@@ -162,20 +187,84 @@ impl Store {
         Ok(())
     }
 
-    /// Copies images, and has the next root find them where they lie then.
+    /// Moves what has been gathered; with the next root the segments it lay in have nothing live.
+    fn move_gathered(&self, keeper: &mut Keeper) -> Result<u64, CommitError> {
+        let mut gathered = std::mem::take(&mut keeper.gathered);
+        {
+            // Those of which the roots since have left nothing may be in use for something else.
+            let state = self.state();
+            gathered.victims.retain(|victim| state.space.is_gathered(victim.segment));
+        }
+        let layout = self.layout();
+        let still = |place: Place| {
+            let segment = layout.segment(place);
+            gathered.victims.iter().any(|victim| Some(victim.segment) == segment)
+        };
+        gathered.images.retain(|&(_, place), _| still(place));
+        gathered.nodes.retain(|&(_, _, place)| still(place));
+        let blocks = (gathered.images.len() + gathered.nodes.len()) as u64;
+        let born = gathered.victims.iter().map(|victim| victim.born).max().unwrap_or_default();
+        let moved = self.move_images(keeper, gathered.images, born);
+        let cleaning = if moved.is_ok() { Cleaning::Moved } else { Cleaning::No };
+        let mut state = self.state_mut();
+        for victim in gathered.victims {
+            state.space.set_cleaning(victim.segment, cleaning);
+        }
+        drop(state);
+        if let Err(error) = moved {
+            keeper.moved.abandon();
+            keeper.cold.abandon();
+            return Err(error);
+        }
+        for (family, id, place) in gathered.nodes {
+            keeper.moves.node(family, id, place);
+        }
+        Ok(blocks)
+    }
+
+    /// Copies images, none younger than `born`, and has the next root find them where they lie then.
     fn move_images(
         &self,
         keeper: &mut Keeper,
         images: BTreeMap<(PageId, Place), (ContainerId, Box<[u8]>)>,
+        born: u64,
     ) -> Result<(), CommitError> {
+        if images.is_empty() {
+            return Ok(());
+        }
+        let since = self.disk.failures();
+        let scarce = self.state().space.free_segments() <= COLD_RESERVE;
+        let stream = if scarce && keeper.moved.room(self) == 0 {
+            // Better mixed with the map than not at all.
+            &mut keeper.cold
+        } else {
+            keeper.moved.epoch = keeper.cold.epoch;
+            &mut keeper.moved
+        };
+        let mut moves = Vec::with_capacity(images.len());
         for ((id, from), (family, bytes)) in images {
             // Whoever holds it can read it as the family's.
             let as_family = PageId { container: family, ..id };
-            let to = keeper.cold.append(self, Entry::Image(as_family), &bytes)?;
-            keeper.moves.page(family, id.page.0, from, to);
+            let to = stream.append(self, Entry::Image(as_family), &bytes)?;
+            moves.push((family, id.page.0, from, to));
         }
-        keeper.cold.finish_chunk(self)
+        stream.finish_chunk(self)?;
+        // Flushed here, so that no flush that fails before the next root can lose it unnoticed.
+        self.disk.sync(Purpose::Cleaning, since)?;
+        let mut state = self.state_mut();
+        for (family, page, from, to) in moves {
+            state.space.note_born(to.place, born);
+            keeper.moves.page(family, page, from, to);
+        }
+        Ok(())
     }
+}
+
+/// Most nodes of the map that one root can have to write anew.
+fn map_leaves(state: &State) -> u64 {
+    let snapshots = state.snapshots.list.iter().map(|snapshot| &*snapshot.trees);
+    let trees = snapshots.chain([&state.trees]).flat_map(BTreeMap::values);
+    trees.map(|tree| tree.pages().div_ceil(256)).sum()
 }
 
 /// The family of a tree in which something is found. Nothing is if one of them is damaged there: then it stays where

@@ -1,5 +1,6 @@
-//! The cold stream: where the map, its table, and pages moved by cleaning are written, apart from the record
-//! chain. Nothing written here counts until a later root refers to it. Read [`Cold`] first.
+//! The cold streams, apart from the record chain: one for the map and its table, which are soon replaced, one
+//! for pages moved by cleaning, which have shown that they are not. Nothing written here counts until a later
+//! root refers to it. Read [`Cold`] first.
 
 use std::io::IoSlice;
 
@@ -7,12 +8,13 @@ use crate::aligned::AlignedBuf;
 use crate::disk::Purpose;
 use crate::error::CommitError;
 use crate::format::{BLOCK, Chunk, ChunkKind, Entry, Extent, Located, Place};
-use crate::space::NoSegment;
+use crate::space::{Head, NoSegment};
 use crate::store::Store;
 
-/// The stream, and the table that the newest root refers to.
+/// A stream; and, in the map's, the table that the newest root refers to.
 #[derive(Debug)]
 pub(crate) struct Cold {
+    head: Head,
     /// The epoch that chunks are marked with.
     pub(crate) epoch: u64,
     /// Where the table of the newest root lies.
@@ -32,14 +34,37 @@ struct OpenChunk {
 }
 
 impl Cold {
+    /// The stream of the map.
     pub(crate) fn new(epoch: u64, next: Place, table: Vec<Extent>) -> Self {
-        Cold { epoch, table, next, open: None }
+        Cold { head: Head::Map, epoch, table, next, open: None }
+    }
+
+    /// The stream of moved pages, in a new segment.
+    pub(crate) fn of_moved(epoch: u64) -> Self {
+        Cold { head: Head::Moved, epoch, table: Vec::new(), next: Place::NONE, open: None }
+    }
+
+    fn purpose(&self) -> Purpose {
+        match self.head {
+            Head::Map => Purpose::Upkeep,
+            Head::Moved => Purpose::Cleaning,
+        }
     }
 
     /// Where the stream goes on; [`Place::NONE`] if in a new segment.
     pub(crate) fn next(&self) -> Place {
         debug_assert!(self.open.is_none(), "asked between chunks");
         self.next
+    }
+
+    /// Blocks left in the segment in which it goes on.
+    pub(crate) fn room(&self, store: &Store) -> u64 {
+        if self.next.is_none() { 0 } else { store.layout().room(self.next) }
+    }
+
+    /// Blocks that the table takes.
+    pub(crate) fn table_blocks(&self) -> u64 {
+        self.table.iter().map(|extent| u64::from(extent.blocks)).sum()
     }
 
     /// Forgets the chunk being gathered, after a failure. What has been written stays, referred to by nothing, and is
@@ -83,10 +108,10 @@ impl Cold {
         let bytes = open.bytes.as_mut_slice();
         chunk.encode(store.header.store_id, &mut bytes[..BLOCK]);
         let bytes = IoSlice::new(&bytes[..blocks as usize * BLOCK]);
-        if let Err(error) = store.disk.write(Purpose::Upkeep, open.at.offset(), &[bytes]) {
+        if let Err(error) = store.disk.write(self.purpose(), open.at.offset(), &[bytes]) {
             // Who knows what is wrong with this part of the disk.
             self.next = Place::NONE;
-            store.state_mut().space.leave_cold();
+            store.state_mut().space.leave_cold(self.head);
             return Err(error);
         }
         self.go_on(store, open.at, blocks);
@@ -151,7 +176,7 @@ impl Cold {
 
     fn place(&mut self, store: &Store) -> Result<Place, CommitError> {
         while self.next.is_none() {
-            let taken = store.state_mut().space.take_cold();
+            let taken = store.state_mut().space.take_cold(self.head);
             match taken {
                 Ok(place) => self.next = place,
                 Err(NoSegment) => store.grow(1, false)?,
@@ -163,7 +188,7 @@ impl Cold {
     fn go_on(&mut self, store: &Store, at: Place, blocks: u64) {
         (self.next, _) = store.layout().behind(at, blocks, Place::NONE);
         if self.next.is_none() {
-            store.state_mut().space.leave_cold();
+            store.state_mut().space.leave_cold(self.head);
         }
     }
 }

@@ -18,8 +18,10 @@ use crate::tree::{Nodes, Origins};
 pub(crate) enum Purpose {
     /// Stabilisations.
     Record,
-    /// Map, table, roots, moved pages.
+    /// Map, table, roots.
     Upkeep,
+    /// Pages moved out of sparse segments.
+    Cleaning,
     /// Room ahead of need.
     Prewrite,
 }
@@ -31,10 +33,12 @@ pub struct Counters {
     pub record_bytes: u64,
     /// Flushes for stabilisations.
     pub record_flushes: u64,
-    /// Written for the map, roots and moved pages.
+    /// Written for the map, its table and the roots.
     pub upkeep_bytes: u64,
     /// Flushes for the map, roots and moved pages.
     pub upkeep_flushes: u64,
+    /// Written for pages that cleaning moved.
+    pub cleaning_bytes: u64,
     /// Written as zeros, to have room that costs no metadata later.
     pub prewritten_bytes: u64,
     /// Read: images, map, recovery, verification.
@@ -47,6 +51,7 @@ struct Counts {
     record_flushes: AtomicU64,
     upkeep_bytes: AtomicU64,
     upkeep_flushes: AtomicU64,
+    cleaning_bytes: AtomicU64,
     prewritten_bytes: AtomicU64,
     read_bytes: AtomicU64,
 }
@@ -100,6 +105,7 @@ impl Disk {
             record_flushes: get(&self.counts.record_flushes),
             upkeep_bytes: get(&self.counts.upkeep_bytes),
             upkeep_flushes: get(&self.counts.upkeep_flushes),
+            cleaning_bytes: get(&self.counts.cleaning_bytes),
             prewritten_bytes: get(&self.counts.prewritten_bytes),
             read_bytes: get(&self.counts.read_bytes),
         }
@@ -210,6 +216,7 @@ impl Disk {
         let (count, action) = match purpose {
             Purpose::Record => (&self.counts.record_bytes, "writing a stabilisation to log"),
             Purpose::Upkeep => (&self.counts.upkeep_bytes, "writing the map to log"),
+            Purpose::Cleaning => (&self.counts.cleaning_bytes, "moving pages in log"),
             Purpose::Prewrite => (&self.counts.prewritten_bytes, "extending log"),
         };
         count.fetch_add(bytes, Ordering::Relaxed);
@@ -236,7 +243,7 @@ impl Disk {
         }
         let flushes = match purpose {
             Purpose::Record => &self.counts.record_flushes,
-            Purpose::Upkeep | Purpose::Prewrite => &self.counts.upkeep_flushes,
+            Purpose::Upkeep | Purpose::Cleaning | Purpose::Prewrite => &self.counts.upkeep_flushes,
         };
         let _one_at_a_time = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         flushes.fetch_add(1, Ordering::Relaxed);

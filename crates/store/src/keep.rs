@@ -7,14 +7,16 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use crate::aligned::AlignedBuf;
+use crate::clean::Gathered;
 use crate::cold::Cold;
 use crate::disk::Purpose;
 use crate::error::CommitError;
 use crate::store::{State, Store};
 use crate::tree::Moves;
 
-/// What recovery may have to read, in blocks, before a new root is due: some milliseconds' worth.
-const REPLAY_BUDGET: u64 = 512;
+/// What recovery may have to read, in blocks, before a new root is due: some milliseconds' worth in small stores,
+/// and in larger ones as much as the root's map may cost to write, up to what takes some tens of milliseconds.
+const REPLAY_BUDGET: std::ops::RangeInclusive<u64> = 512..=4096;
 
 /// Bytes of zeros written at a time when the file is made longer ahead of need.
 const PREWRITE_BYTES: usize = 1 << 20;
@@ -25,17 +27,24 @@ const GROW_MOST: usize = 8;
 /// Segments kept free at the least.
 const FREE_LEAST: usize = 4;
 
-/// The same once the file is as long as it may be: cleaning needs some room to gain more.
+/// The same once the file is as long as it may be: cleaning takes a while.
 const FREE_LEAST_AT_BOUND: usize = 8;
 
-/// Segments that a stabilisation leaves free, if it can, when it has to clean for itself.
+/// Segments beyond its own that a stabilisation on a full disk leaves free, if it can, when it cleans for itself.
 const FREE_SPARE: usize = 4;
 
 /// Segments kept free at the most, however large the stabilisations.
 const FREE_MOST: usize = 64;
 
-/// Segments that the file may have beyond twice its live data.
+/// Segments that a small store may have beyond its live data.
 const SLACK_SEGMENTS: u64 = 12;
+
+/// Segments' worth of images since the last root for which it is asked whether they are new, so that the file may
+/// become longer, or replace others.
+const UNSETTLED_SEGMENTS: u64 = 4;
+
+/// How large the file may be, in hundredths of what is live, if nobody says otherwise.
+pub(crate) const SPACE_PERCENT: u32 = 200;
 
 /// What only the one upkeep under way uses.
 #[derive(Debug)]
@@ -45,10 +54,21 @@ pub(crate) struct Keeper {
     /// The slot of the older root: the next one goes there.
     pub(crate) slot: usize,
     pub(crate) cold: Cold,
+    /// Where pages that cleaning moves are written.
+    pub(crate) moved: Cold,
+    pub(crate) gathered: Gathered,
     /// What the next root is to have elsewhere, because its place is to become free.
     pub(crate) moves: Moves,
-    /// Segments that could not be emptied, because something in them cannot be read.
-    pub(crate) stuck: Vec<u32>,
+}
+
+/// The next step of upkeep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Due {
+    Nothing,
+    Checkpoint,
+    Grow(usize),
+    Clean,
+    WriteAhead,
 }
 
 /// What a step of upkeep did.
@@ -71,17 +91,11 @@ impl Store {
         if self.is_read_only() {
             return false;
         }
-        if self.needs_epoch.load(Ordering::SeqCst) {
-            return true;
-        }
-        let state = self.state();
-        state.replay_blocks > REPLAY_BUDGET
-            || state.space.free_segments() < self.free_wanted(&state)
-            || state.space.has_unwritten()
+        self.needs_epoch.load(Ordering::SeqCst) || self.due(&self.state()) != Due::Nothing
     }
 
     /// One bounded step of upkeep: begins the epoch after opening or a failure, stores the map when recovery would
-    /// take long, keeps free room ahead of need by cleaning or by making the file longer. Meant for a
+    /// take long, keeps free room ahead of need by cleaning a segment or by making the file longer. Meant for a
     /// thread of the caller's, beside stabilisations; without it they do the same when they must.
     ///
     /// # Errors
@@ -99,22 +113,76 @@ impl Store {
             return Ok(done);
         }
         let mut keeper = self.keeper();
-        let (replay_due, missing) = {
-            let state = self.state();
-            let wanted = self.free_wanted(&state);
-            let missing = wanted.saturating_sub(state.space.free_segments());
-            (state.replay_blocks > REPLAY_BUDGET, missing)
-        };
-        if replay_due {
-            self.checkpoint_now(&mut keeper)?;
-            done.checkpointed = true;
-        } else if missing > 0 {
-            done = self.keep_room(&mut keeper, missing)?;
-        } else {
-            self.write_ahead(&mut keeper)?;
+        let due = self.due(&self.state());
+        match due {
+            Due::Nothing => {}
+            Due::Checkpoint => {
+                self.checkpoint_now(&mut keeper)?;
+                done.checkpointed = true;
+            }
+            Due::Grow(segments) => match self.grow(segments, true) {
+                // Where there is no room for more, there may be some in what is there.
+                Err(full @ CommitError::NoSpace { .. }) => {
+                    let free = self.state().space.free_segments();
+                    done.blocks_moved = self.clean(&mut keeper, segments)?;
+                    done.checkpointed = true;
+                    if self.state().space.free_segments() <= free {
+                        return Err(full);
+                    }
+                }
+                grown => {
+                    grown?;
+                    done.segments_added = segments;
+                }
+            },
+            Due::Clean => done.blocks_moved = self.clean_step(&mut keeper)?.unwrap_or_default(),
+            Due::WriteAhead => self.write_ahead(&mut keeper)?,
         }
+        drop(keeper);
         done.more = self.wants_maintenance();
         Ok(done)
+    }
+
+    fn due(&self, state: &State) -> Due {
+        let space = &state.space;
+        let nodes = space.tree_blocks() / 256;
+        if state.replay_blocks > nodes.clamp(*REPLAY_BUDGET.start(), *REPLAY_BUDGET.end()) {
+            return Due::Checkpoint;
+        }
+        let segment_blocks = self.layout().segment_blocks;
+        let segments = space.segments() as u64;
+        let bound = self.segments_allowed(space.tree_blocks()) + space.kept_segments() as u64;
+        let (free, wanted) = (space.free_segments(), self.free_wanted(state));
+        // Those that wait for nothing but roots.
+        let coming = space.pending_segments() - space.kept_segments() + space.emptying_segments();
+        if free < wanted && free + coming >= wanted {
+            // Roots are written now and then anyway, and are in a hurry only if room is short.
+            if free < wanted.div_ceil(2) {
+                return Due::Checkpoint;
+            }
+        } else if free < wanted {
+            let unsettled = space.live_blocks() - space.tree_blocks();
+            let missing = wanted - free - coming;
+            if segments < bound {
+                return Due::Grow(missing.min((bound - segments) as usize).min(GROW_MOST));
+            }
+            if unsettled >= UNSETTLED_SEGMENTS * segment_blocks {
+                return Due::Checkpoint;
+            }
+            let fruitless = self.fruitless.load(Ordering::Relaxed);
+            let tried = fruitless > 0 && space.clock() < fruitless - 1 + segment_blocks;
+            if !tried && (space.has_gathered() || space.has_victim(self.live_most())) {
+                return Due::Clean;
+            }
+            if coming > 0 {
+                return Due::Checkpoint;
+            }
+            if free < FREE_LEAST {
+                // Nothing can be gained: what cannot be cleaned does not bound the file.
+                return Due::Grow(1);
+            }
+        }
+        if space.has_unwritten() { Due::WriteAhead } else { Due::Nothing }
     }
 
     /// Stores the map and a root, so that the next opening has nothing to replay. Right before a clean end.
@@ -133,18 +201,25 @@ impl Store {
     /// bound on the file's size allows.
     fn free_wanted(&self, state: &State) -> usize {
         let recent = self.recent_need.load(Ordering::Relaxed) as usize;
-        let (segments, free) = (state.space.segments(), state.space.free_segments());
-        let allowed = self.segments_allowed(state) as usize;
-        let least = if segments < allowed { FREE_LEAST } else { FREE_LEAST_AT_BOUND };
-        let room = allowed.saturating_sub(segments - free);
+        let (kept, free) = (state.space.kept_segments(), state.space.free_segments());
+        let segments = state.space.segments() - kept;
+        let bound = self.segments_allowed(state.space.tree_blocks()) as usize;
+        let least = if segments < bound {
+            FREE_LEAST
+        } else {
+            (bound / 32).clamp(FREE_LEAST_AT_BOUND, FREE_MOST)
+        };
+        let room = bound.saturating_sub(segments - free);
         (recent * 2 + FREE_LEAST).min(FREE_MOST).min(room).max(least)
     }
 
-    /// How many segments the file may have: twice its live data and some, and what readers keep from being used
-    /// again.
-    pub(crate) fn segments_allowed(&self, state: &State) -> u64 {
-        let live = (state.space.live_blocks() * 2).div_ceil(self.layout().segment_blocks);
-        live + SLACK_SEGMENTS + state.space.kept_segments() as u64
+    /// How many segments the file may have with so many live blocks: those and some, or the stated factor;
+    /// what readers keep from being used again is not counted.
+    pub(crate) fn segments_allowed(&self, live_blocks: u64) -> u64 {
+        let segment_blocks = self.layout().segment_blocks;
+        let percent = u64::from(self.space_percent.load(Ordering::Relaxed));
+        let by_factor = live_blocks * percent / 100 / segment_blocks;
+        by_factor.max(live_blocks.div_ceil(segment_blocks) + SLACK_SEGMENTS)
     }
 
     /// Makes the file longer by `segments`; ahead of need (`prewrite`) its new blocks are written once, so
@@ -154,7 +229,10 @@ impl Store {
         let old = self.state().space.segments();
         let (from, to) = (self.layout().file_bytes(old), self.layout().file_bytes(old + segments));
         let longer = self.disk.len().and_then(|len| self.disk.set_len(to.max(len)));
-        longer.map_err(|source| CommitError::io("extending log", source))?;
+        let longer = longer.map_err(|source| CommitError::io("extending log", source));
+        let full = matches!(longer, Err(CommitError::NoSpace { .. }));
+        self.disk_full.store(full, Ordering::Relaxed);
+        longer?;
         if prewrite {
             let since = self.disk.failures();
             self.write_zeros(from, to)?;
@@ -197,72 +275,39 @@ impl Store {
         let (supply, allowed, segments) = {
             let state = self.state();
             let space = &state.space;
-            (space.chain_supply(), self.segments_allowed(&state) as usize, space.segments())
+            // Whether these blocks, and those since the last root, are new or replace others is not known yet.
+            let unsettled = space.live_blocks() - space.tree_blocks();
+            let allowed = self.segments_allowed(space.tree_blocks())
+                + (unsettled + blocks).div_ceil(self.layout().segment_blocks);
+            (space.chain_supply(), allowed as usize, space.segments() - space.kept_segments())
         };
-        if supply >= needed && (segments < allowed || supply >= needed + FREE_SPARE) {
+        // On a full disk cleaning must begin while there is still room for it.
+        let full = self.disk_full.load(Ordering::Relaxed);
+        let wanted = if full { needed + FREE_SPARE } else { needed };
+        if supply >= wanted {
             return Ok(());
         }
-        if supply < needed && segments + needed - supply <= allowed {
-            match self.grow(needed - supply, false) {
+        if segments + wanted - supply <= allowed || full {
+            match self.grow(wanted - supply, false) {
                 // Where there is no room for more, there may be some in what is there.
                 Err(CommitError::NoSpace { .. }) => {}
                 grown => return grown,
             }
         }
-        let missing = needed + FREE_SPARE - supply;
         let mut keeper = self.keeper();
         loop {
             let before = self.state().space.chain_supply();
-            let cleaned = self.clean(&mut keeper, missing);
+            if before >= wanted {
+                return Ok(());
+            }
+            let cleaned = self.clean(&mut keeper, wanted - before);
             let now = self.state().space.chain_supply();
-            if now >= needed + FREE_SPARE {
+            if now >= wanted {
                 return Ok(());
             }
             if now <= before || cleaned.is_err() {
-                if now >= needed {
-                    return Ok(());
-                }
-                return self
-                    .grow(needed + FREE_SPARE - now, false)
-                    .or_else(|_| self.grow(needed - now, false));
+                return if now >= needed { Ok(()) } else { self.grow(needed - now, false) };
             }
         }
-    }
-
-    /// Sees to it that there are `missing` more free segments, or as many as one step can.
-    fn keep_room(&self, keeper: &mut Keeper, missing: usize) -> Result<Maintained, CommitError> {
-        let mut done = Maintained::default();
-        let (allowed, segments, pending) = {
-            let state = self.state();
-            let space = &state.space;
-            let pending = space.pending_segments() - space.kept_segments();
-            (self.segments_allowed(&state), space.segments() as u64, pending)
-        };
-        if pending > 0 {
-            // They wait for nothing but a root.
-            self.checkpoint_now(keeper)?;
-            done.checkpointed = true;
-            return Ok(done);
-        }
-        let growth = missing.min(allowed.saturating_sub(segments) as usize).min(GROW_MOST);
-        if growth > 0 {
-            match self.grow(growth, true) {
-                Err(CommitError::NoSpace { .. }) => {}
-                grown => {
-                    done.segments_added = growth;
-                    return grown.map(|()| done);
-                }
-            }
-        }
-        let free = self.state().space.free_segments();
-        done.blocks_moved = self.clean(keeper, missing)?;
-        done.checkpointed = true;
-        let free_now = self.state().space.free_segments();
-        if free_now <= free && free_now < FREE_LEAST_AT_BOUND {
-            // Nothing can be gained: what cannot be cleaned does not bound the file.
-            self.grow(1, true)?;
-            done.segments_added = 1;
-        }
-        Ok(done)
     }
 }

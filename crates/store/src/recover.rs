@@ -3,12 +3,13 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
 use stead_model::ContainerId;
 
 use crate::aligned::AlignedBuf;
+use crate::clean::Gathered;
 use crate::cold::{Cold, extent_checksum};
 use crate::commit::{Writer, replay_cost};
 use crate::directory::DirectoryLock;
@@ -19,7 +20,7 @@ use crate::format::{
     LogPosition, Place, ROOT_VERSION_NEWEST, ROOTS, Root, SUPERBLOCKS, Sealer, Superblock,
     TABLE_CONTAINER_BYTES, TABLE_SEGMENT_BYTES, get_u32, get_u64,
 };
-use crate::keep::Keeper;
+use crate::keep::{Keeper, SPACE_PERCENT};
 use crate::layer::Layer;
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
@@ -241,12 +242,16 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             generation: newest.generation,
             slot: 1 - slot,
             cold: Cold::new(position.epoch, cold, root.table),
+            moved: Cold::of_moved(position.epoch),
+            gathered: Gathered::default(),
             moves: Moves::default(),
-            stuck: Vec::new(),
         }),
         growing: Mutex::new(()),
         needs_epoch: AtomicBool::new(needs_epoch),
         recent_need: AtomicU64::new(0),
+        fruitless: AtomicU64::new(0),
+        disk_full: AtomicBool::new(false),
+        space_percent: AtomicU32::new(SPACE_PERCENT),
         hold,
     };
     Ok(Opening::Done(Box::new((store, report))))

@@ -13,8 +13,8 @@ use crate::planted::{self, Bug};
 /// Sizes that a segment may have, in blocks.
 pub(crate) const SEGMENT_BLOCKS: RangeInclusive<u32> = 8..=1 << 16;
 
-/// Segments that the record chain leaves to the cold stream, so that a full store can still be kept.
-const COLD_RESERVE: usize = 2;
+/// Segments that the record chain leaves to the cold streams, so that a full store can still be kept.
+pub(crate) const COLD_RESERVE: usize = 2;
 
 /// The same for records without images: in a full store they are what makes room.
 const COLD_RESERVE_LEAST: usize = 1;
@@ -32,9 +32,41 @@ enum State {
     },
 }
 
+/// How far cleaning has come with a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cleaning {
+    No,
+    /// What is live in it has been read, and is to be moved.
+    Gathered,
+    /// It has been moved: the next root refers to nothing here.
+    Moved,
+    /// Something was left in it that cannot be read, so cleaning it again would gain nothing.
+    Stuck,
+}
+
+/// The streams beside the record chain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Head {
+    Map,
+    Moved,
+}
+
+/// A segment that cleaning may empty.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Victim {
+    pub(crate) segment: u32,
+    /// Blocks to move.
+    pub(crate) live: u32,
+    /// When the youngest of them was written, by [`Space`]'s clock.
+    pub(crate) born: u64,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     state: State,
+    cleaning: Cleaning,
+    /// When the youngest image in it was written, by the clock; 0 if that was before the store was opened.
+    born: u64,
     /// Blocks that the stored map, its table included, refers to.
     tree: u32,
     /// Blocks that the layers over it refer to.
@@ -42,8 +74,23 @@ struct Segment {
 }
 
 impl Segment {
+    const FREE: Segment =
+        Segment { state: State::Free, cleaning: Cleaning::No, born: 0, tree: 0, layer: 0 };
+
     fn live(self) -> u32 {
         self.tree + self.layer
+    }
+
+    fn is_pending(&self) -> bool {
+        matches!(self.state, State::Pending { .. })
+    }
+
+    fn is_emptying(&self) -> bool {
+        self.state == State::InUse && self.cleaning == Cleaning::Moved
+    }
+
+    fn is_gathered(&self) -> bool {
+        self.state == State::InUse && self.cleaning == Cleaning::Gathered
     }
 }
 
@@ -116,11 +163,18 @@ pub(crate) struct Space {
     unwritten: BTreeSet<u32>,
     /// Segments from where the newest root has the record chain go on, to the one reserved for its future.
     chain: VecDeque<u32>,
-    /// The segment that the cold stream is writing.
-    cold: Option<u32>,
+    /// The segments that the cold streams are writing, by [`Head`].
+    heads: [Option<u32>; 2],
     live: u64,
     /// Pending segments that only wait for readers.
     kept: usize,
+    /// The part of it that the stored map, its table included, refers to.
+    tree: u64,
+    pending: usize,
+    emptying: usize,
+    gathered: usize,
+    /// Counts images as they are stored: the age of what is in a segment.
+    clock: u64,
 }
 
 impl Space {
@@ -131,9 +185,14 @@ impl Space {
             free: BTreeSet::new(),
             unwritten: BTreeSet::new(),
             chain: VecDeque::new(),
-            cold: None,
+            heads: [None; 2],
             live: 0,
             kept: 0,
+            tree: 0,
+            pending: 0,
+            emptying: 0,
+            gathered: 0,
+            clock: 0,
         }
     }
 
@@ -151,7 +210,7 @@ impl Space {
 
     /// Segments that become free as roots are written, or readers go.
     pub(crate) fn pending_segments(&self) -> usize {
-        self.segments.iter().filter(|s| matches!(s.state, State::Pending { .. })).count()
+        self.pending
     }
 
     /// Those of them that, when the last root was written, waited for readers only.
@@ -162,6 +221,33 @@ impl Space {
     /// Blocks that something refers to; those that a layer will let go of at the next root included.
     pub(crate) fn live_blocks(&self) -> u64 {
         self.live
+    }
+
+    /// Blocks that the stored map, its table included, refers to.
+    pub(crate) fn tree_blocks(&self) -> u64 {
+        self.tree
+    }
+
+    /// Whether something that has been read of segments is waiting to be moved.
+    pub(crate) fn has_gathered(&self) -> bool {
+        self.gathered > 0
+    }
+
+    /// Segments whose live blocks have been moved: the next roots make them free.
+    pub(crate) fn emptying_segments(&self) -> usize {
+        self.emptying
+    }
+
+    /// Images stored since the store was opened.
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    fn count_states(&mut self) {
+        let count = |is: fn(&Segment) -> bool| self.segments.iter().filter(|s| is(s)).count();
+        let (pending, emptying) = (count(Segment::is_pending), count(Segment::is_emptying));
+        self.gathered = count(Segment::is_gathered);
+        (self.pending, self.emptying) = (pending, emptying);
     }
 
     /// Whether the file has a segment for this block.
@@ -175,8 +261,7 @@ impl Space {
         if !written {
             self.unwritten.extend(first as u32..(first + count) as u32);
         }
-        let segment = Segment { state: State::Free, tree: 0, layer: 0 };
-        self.segments.resize(first + count, segment);
+        self.segments.resize(first + count, Segment::FREE);
         self.free.extend(first as u32..(first + count) as u32);
     }
 
@@ -187,7 +272,7 @@ impl Space {
         let segment =
             *self.free.difference(&self.unwritten).next().or(self.free.first()).ok_or(NoSegment)?;
         self.free.remove(&segment);
-        self.segments[segment as usize].state = State::InUse;
+        self.segments[segment as usize] = Segment { state: State::InUse, ..Segment::FREE };
         Ok(segment)
     }
 
@@ -259,20 +344,34 @@ impl Space {
         self.free.insert(segment as u32);
     }
 
-    /// A segment for the cold stream.
-    pub(crate) fn take_cold(&mut self) -> Result<Place, NoSegment> {
+    /// A segment for a cold stream.
+    pub(crate) fn take_cold(&mut self, head: Head) -> Result<Place, NoSegment> {
         let segment = self.take(0)?;
-        self.cold = Some(segment);
+        self.heads[head as usize] = Some(segment);
+        if head == Head::Map {
+            // Its nodes are soon replaced, however old the pages are that they speak of.
+            self.segments[segment as usize].born = self.clock;
+        }
         Ok(self.layout.start(segment))
     }
 
-    pub(crate) fn leave_cold(&mut self) {
-        self.cold = None;
+    pub(crate) fn leave_cold(&mut self, head: Head) {
+        self.heads[head as usize] = None;
     }
 
+    /// A record's image lies at `place`.
     pub(crate) fn count_layer(&mut self, place: Place) {
-        self.segments[self.layout.segment_of(place)].layer += 1;
+        self.clock += 1;
+        let segment = &mut self.segments[self.layout.segment_of(place)];
+        segment.layer += 1;
+        segment.born = self.clock;
         self.live += 1;
+    }
+
+    /// An image has been moved to `place` that is not younger than `born`.
+    pub(crate) fn note_born(&mut self, place: Place, born: u64) {
+        let segment = &mut self.segments[self.layout.segment_of(place)];
+        segment.born = segment.born.max(born);
     }
 
     pub(crate) fn uncount_layer(&mut self, place: Place) {
@@ -326,8 +425,10 @@ impl Space {
                 space.free.insert(i as u32);
             }
             space.live += u64::from(tree);
-            space.segments.push(Segment { state, tree, layer: 0 });
+            space.tree += u64::from(tree);
+            space.segments.push(Segment { state, tree, ..Segment::FREE });
         }
+        space.count_states();
         Some(space)
     }
 
@@ -338,6 +439,7 @@ impl Space {
             self.free.remove(&segment);
             self.segments[segment as usize].state = State::InUse;
             self.chain.push_back(segment);
+            self.count_states();
         }
     }
 
@@ -346,7 +448,8 @@ impl Space {
         let segment = self.layout.segment_of(place) as u32;
         self.free.remove(&segment);
         self.segments[segment as usize].state = State::InUse;
-        self.cold = Some(segment);
+        self.heads[Head::Map as usize] = Some(segment);
+        self.count_states();
     }
 
     /// Root `generation` is durable: the map's counts are now `tree_counts`, the record chain is needed
@@ -365,12 +468,14 @@ impl Space {
             Some(at) => drop(self.chain.drain(..at)),
             None => self.chain = VecDeque::from([first]),
         }
-        let needed: BTreeSet<u32> = self.chain.iter().copied().chain(self.cold).collect();
-        self.live = 0;
+        let heads = self.heads.into_iter().flatten();
+        let needed: BTreeSet<u32> = self.chain.iter().copied().chain(heads).collect();
+        (self.live, self.tree) = (0, 0);
         self.kept = 0;
         for (i, segment) in self.segments.iter_mut().enumerate() {
             segment.tree = tree_counts[i];
             self.live += u64::from(segment.live());
+            self.tree += u64::from(segment.tree);
             let unneeded = segment.live() == 0 && !needed.contains(&(i as u32));
             let was = segment.state;
             segment.state = match was {
@@ -385,12 +490,16 @@ impl Space {
                 State::InUse if unneeded => State::Pending { since: generation },
                 state => state,
             };
+            if segment.cleaning == Cleaning::Moved && segment.live() > 0 {
+                segment.cleaning = Cleaning::Stuck;
+            }
             if segment.state == State::Free && was != State::Free {
                 // It has been written on its way here.
                 self.unwritten.remove(&(i as u32));
                 self.free.insert(i as u32);
             }
         }
+        self.count_states();
     }
 
     /// Free segments wait for readers of roots before `since`: which of them one still needs is not known of what an
@@ -400,25 +509,66 @@ impl Space {
             self.segments[segment as usize].state = State::Pending { since };
             self.kept += 1;
         }
+        self.count_states();
     }
 
-    /// Segments that cleaning may empty, those with the least live blocks first.
-    pub(crate) fn sparse_segments(&self) -> Vec<(u32, u32)> {
-        let mut sparse: Vec<(u32, u32)> = self
-            .segments
-            .iter()
-            .enumerate()
-            .map(|(i, segment)| (i as u32, segment))
-            .filter(|&(i, segment)| {
+    /// Segments that cleaning may empty, the best first: those that give most room for the work, and of which the
+    /// least is likely to be replaced soon anyway (cost and benefit, as Rosenblum and Ousterhout have it).
+    /// Not those with more than `live_most` live blocks.
+    pub(crate) fn best_victim(&self, live_most: u64) -> Option<Victim> {
+        let whole = self.layout.segment_blocks;
+        let score = |victim: &Victim| {
+            let used = f64::from(victim.live) / whole as f64;
+            let age = (self.clock - victim.born + 1) as f64;
+            (1.0 - used) * age / (1.0 + used)
+        };
+        self.victims(live_most).max_by(|a, b| score(a).total_cmp(&score(b)))
+    }
+
+    /// Whether there is any.
+    pub(crate) fn has_victim(&self, live_most: u64) -> bool {
+        self.victims(live_most).next().is_some()
+    }
+
+    fn victims(&self, live_most: u64) -> impl Iterator<Item = Victim> {
+        (0u32..)
+            .zip(&self.segments)
+            .filter(move |&(i, segment)| {
                 segment.state == State::InUse
+                    && segment.cleaning == Cleaning::No
+                    // What the map does not know yet cannot be moved.
+                    && segment.layer == 0
+                    // The next root sees to those that are empty.
+                    && (1..=live_most).contains(&u64::from(segment.live()))
+                    && !self.heads.contains(&Some(i))
                     && !self.chain.contains(&i)
-                    && self.cold != Some(i)
-                    && u64::from(segment.live()) * 4 <= self.layout.segment_blocks * 3
             })
-            .map(|(i, segment)| (i, segment.live()))
-            .collect();
-        sparse.sort_by_key(|&(i, live)| (live, i));
-        sparse
+            .map(|(i, s)| Victim { segment: i, live: s.live(), born: s.born })
+    }
+
+    /// Whether what has been read of the segment is still what is in it.
+    pub(crate) fn is_gathered(&self, segment: u32) -> bool {
+        self.segments[segment as usize].is_gathered()
+    }
+
+    /// No root names the places to which blocks have been moved: they count where they were.
+    pub(crate) fn forget_moves(&mut self) {
+        for segment in &mut self.segments {
+            if segment.cleaning == Cleaning::Moved {
+                segment.cleaning = Cleaning::No;
+            }
+        }
+        self.count_states();
+    }
+
+    /// Cleaning has come so far with a segment.
+    pub(crate) fn set_cleaning(&mut self, segment: u32, cleaning: Cleaning) {
+        let segment = &mut self.segments[segment as usize];
+        self.emptying -= usize::from(segment.is_emptying());
+        self.gathered -= usize::from(segment.is_gathered());
+        segment.cleaning = cleaning;
+        self.emptying += usize::from(segment.is_emptying());
+        self.gathered += usize::from(segment.is_gathered());
     }
 
     /// Blocks by what their segment is: free, pending, in use.
@@ -440,7 +590,8 @@ impl Space {
             .filter(|&i| {
                 let segment = self.segments[i as usize];
                 let free = self.free.contains(&i);
-                let needed = segment.live() > 0 || self.chain.contains(&i) || self.cold == Some(i);
+                let needed =
+                    segment.live() > 0 || self.chain.contains(&i) || self.heads.contains(&Some(i));
                 segment.state != State::InUse && needed || free != (segment.state == State::Free)
             })
             .collect()
@@ -487,7 +638,7 @@ mod tests {
             space.extend_chain(true).unwrap();
         }
         assert_eq!(space.extend_chain(true), Err(NoSegment));
-        space.take_cold().unwrap();
+        space.take_cold(Head::Map).unwrap();
         space.shorten_chain(3);
         assert_eq!(space.free_segments(), 4);
         assert_eq!(space.contradictions(), []);
@@ -527,7 +678,7 @@ mod tests {
         let mut space = Space::new(layout);
         space.add_segments(5, true);
         let a = space.extend_chain(true).unwrap();
-        let cold = space.take_cold().unwrap();
+        let cold = space.take_cold(Head::Map).unwrap();
         let counts = vec![0, 3, 0, 0, 0];
         let bytes = space.encode(&counts, 9);
         space.publish(9, counts, &position(a), u64::MAX);

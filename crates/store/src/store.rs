@@ -1,7 +1,7 @@
 //! The store as its user holds it, and what its parts share. The verbs have files of their own: `commit`,
 //! `view` with `read`, `keep` with `checkpoint` and `clean`, `recover`, `verify`. Read [`Store`] first, then `State`.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use stead_model::PageId;
@@ -35,6 +35,12 @@ pub struct Store {
     pub(crate) needs_epoch: AtomicBool,
     /// Segments that the largest recent stabilisation took.
     pub(crate) recent_need: AtomicU64,
+    /// By [`crate::space::Space`]'s clock, when cleaning last found nothing to gain; 0 if it never did.
+    pub(crate) fruitless: AtomicU64,
+    /// Whether the disk had no room when the file was last to be made longer.
+    pub(crate) disk_full: AtomicBool,
+    /// How large the file may be, in hundredths of what is live.
+    pub(crate) space_percent: AtomicU32,
     /// Who may write it, and what readers need.
     pub(crate) hold: Hold,
 }
