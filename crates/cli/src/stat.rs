@@ -20,6 +20,8 @@ pub(crate) struct Found {
     free_segments: usize,
     /// How the log is read and written.
     medium: String,
+    /// How a process that opens it finds written pages.
+    written_pages: String,
     is_sound: bool,
     containers: Vec<Container>,
 }
@@ -87,6 +89,7 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
         segments: s.segments,
         free_segments: s.free_segments,
         medium: stat.medium,
+        written_pages: stat.written_pages.to_string(),
         is_sound,
         containers,
     })
@@ -111,6 +114,7 @@ impl Report for Found {
             self.segments
         );
         crate::say!("  written              {}", self.medium);
+        crate::say!("  written pages        found by {}", self.written_pages);
         crate::say!("  containers           {}", self.containers.len() - 1);
         for c in &self.containers {
             crate::say!("container {} {}", c.id, c.name);

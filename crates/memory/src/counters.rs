@@ -60,6 +60,16 @@ counters! {
     calls_scan,
     /// Pages that scans reported as written.
     pages_found_written,
+    /// Readings of the fault log.
+    log_readings,
+    /// Those that may have missed a fault, so that everything was scanned.
+    log_holed,
+    /// Faults in watched memory that the log named.
+    log_faults,
+    /// Scans of clusters that went by the log.
+    scans_by_log,
+    /// Written pages that the log had not named, met by the sweep: written by another process.
+    pages_strayed,
 }
 
 pub(crate) fn add(counter: &AtomicU64, n: u64) {

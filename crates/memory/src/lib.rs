@@ -11,6 +11,7 @@ mod counters;
 mod error;
 mod faults;
 pub mod gate;
+mod named;
 #[cfg(feature = "planted")]
 pub mod planted;
 mod residency;
@@ -28,7 +29,7 @@ pub use gate::{
     close_writers, in_section,
 };
 pub use shadow::Shadow;
-pub use space::{Reservation, Space};
+pub use space::{LogUse, Reading, Reservation, Space};
 pub use support::{Allowed, Finding, State, Support, Unsupported};
 pub use sys::linux::last_words;
 pub use sys::{Linux, Mode, Sys};

@@ -2,20 +2,23 @@
 //! place where its page faults arrive. Frames are the clusters' business. Read [`Space`] first.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use stead_model::windows::WindowRun;
-use stead_model::{ADDRESS_START, Address, ContainerId, PageNo, WINDOW_COUNT, WINDOW_SIZE};
+use stead_model::{
+    ADDRESS_START, Address, ContainerId, PAGE_SIZE, PageNo, WINDOW_COUNT, WINDOW_SIZE,
+};
 
 use crate::cluster::Cluster;
 use crate::counters::{CounterValues, Counters, add};
 use crate::error::{MapError, ReserveError};
 use crate::faults::{ClusterKey, Fault, FaultBatch, FaultKind};
+use crate::named::Named;
 use crate::support::{Allowed, Unsupported};
-use crate::sys::{Linux, Mode, RawFault, Sys};
+use crate::sys::{Linux, LogRead, Mode, RawFault, Sys};
 
 /// One for each process and store. Clones are handles of the same space.
 pub struct Space<S: Sys = Linux> {
@@ -29,6 +32,34 @@ pub(crate) struct Inner<S: Sys> {
     /// that the fault path needs no lock.
     owners: Box<[AtomicU64]>,
     next_key: AtomicU32,
+    /// For each window that was ever mapped, where written pages may be.
+    named: Box<[OnceLock<Named>]>,
+    /// Counts the times at which the log could not be trusted for what lay before.
+    epoch: AtomicU64,
+    /// One reading of the log at a time: whoever has read knows that all earlier readings are entered.
+    reading: Mutex<()>,
+    log_use: AtomicU8,
+}
+
+/// How written pages are found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum LogUse {
+    /// By scanning all that is in memory.
+    Scan,
+    /// By looking where the fault log says.
+    Log,
+    /// As `Log`; and everything is scanned as well, and the process ended if the log left out a page. For
+    /// tests.
+    Checked,
+}
+
+/// A reading of the fault log: scans that go by it find everything that was written before it was
+/// taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    pub(crate) epoch: u64,
+    pub(crate) log_use: LogUse,
 }
 
 impl Space<Linux> {
@@ -45,11 +76,26 @@ impl Space<Linux> {
     /// # Errors
     /// As for [`Space::open`].
     pub fn open_allowed(allowed: Allowed) -> Result<Space, Unsupported> {
+        #[cfg(feature = "planted")]
+        let (allowed, forced) = crate::planted::log_use(allowed);
         let sys = Linux::open(allowed)?;
         // Registering takes microseconds while this process has one thread, and about 10 ms once it
         // has more: the kernel then waits until all of them have been scheduled. Gates need it later.
         crate::gate::barrier_works();
-        Ok(Space::on(sys))
+        let space = Space::on(sys);
+        #[cfg(feature = "planted")]
+        if let Err(refusal) = forced.map_or(Ok(()), |log_use| space.log_as(log_use)) {
+            eprintln!("NOT RUN: {refusal}");
+        }
+        Ok(space)
+    }
+
+    /// Whether a fault log could be started, as far as can be seen without starting one.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn log_allowed(&self) -> Result<(), Unsupported> {
+        self.inner.sys.log_allowed()
     }
 
     /// Whether the kernel lets this user serve faults of its own code only. A system call that
@@ -65,7 +111,19 @@ impl<S: Sys> Space<S> {
     pub fn on(sys: S) -> Space<S> {
         let owners = (0..WINDOW_COUNT).map(|_| AtomicU64::new(0)).collect();
         let counters = Counters::default();
-        Space { inner: Arc::new(Inner { sys, counters, owners, next_key: AtomicU32::new(1) }) }
+        let named = (0..WINDOW_COUNT).map(|_| OnceLock::new()).collect();
+        Space {
+            inner: Arc::new(Inner {
+                sys,
+                counters,
+                owners,
+                next_key: AtomicU32::new(1),
+                named,
+                epoch: AtomicU64::new(0),
+                reading: Mutex::new(()),
+                log_use: AtomicU8::new(LogUse::Scan as u8),
+            }),
+        }
     }
 
     /// The system below, for what a test has to do to it.
@@ -143,6 +201,54 @@ impl<S: Sys> Space<S> {
         self.inner.sys.ring();
     }
 
+    /// Finds written pages by the kernel's log of page faults from now on, so that it costs by what was
+    /// written, not by what is in memory. Each first write to a protected page, and every other page fault of
+    /// the process, then costs a third more. Takes some milliseconds, in which the program runs on.
+    ///
+    /// # Errors
+    /// Says why there is no log; written pages are found by scanning, as before.
+    pub fn start_log(&self) -> Result<(), Unsupported> {
+        self.log_as(LogUse::Log)
+    }
+
+    /// As [`Space::start_log`], with the log checked by scans. For tests.
+    ///
+    /// # Errors
+    /// As for [`Space::start_log`].
+    pub fn check_log(&self) -> Result<(), Unsupported> {
+        self.log_as(LogUse::Checked)
+    }
+
+    /// Finds written pages by scanning again.
+    pub fn stop_log(&self) {
+        let inner = &self.inner;
+        let _turn = inner.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.log_use.store(LogUse::Scan as u8, Ordering::SeqCst);
+        inner.sys.stop_log();
+    }
+
+    fn log_as(&self, log_use: LogUse) -> Result<(), Unsupported> {
+        let inner = &self.inner;
+        inner.sys.start_log()?;
+        let _turn = inner.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was written before it began is not in it.
+        inner.epoch.fetch_add(1, Ordering::SeqCst);
+        inner.log_use.store(log_use as u8, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// How written pages are found.
+    #[must_use]
+    pub fn log_use(&self) -> LogUse {
+        self.inner.log_use()
+    }
+
+    /// Reads the fault log, for all scans of a round together.
+    #[must_use]
+    pub fn read_log(&self) -> Reading {
+        self.inner.read_log()
+    }
+
     /// What this space has done so far.
     #[must_use]
     pub fn counters(&self) -> CounterValues {
@@ -188,6 +294,44 @@ impl<S: Sys> Inner<S> {
             write: raw.write,
             kind,
         })
+    }
+
+    fn log_use(&self) -> LogUse {
+        let all = [LogUse::Scan, LogUse::Log, LogUse::Checked];
+        all[usize::from(self.log_use.load(Ordering::SeqCst))]
+    }
+
+    pub(crate) fn read_log(&self) -> Reading {
+        let _turn = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let log_use = self.log_use();
+        if log_use != LogUse::Scan {
+            add(&self.counters.log_readings, 1);
+            let mut fault_count = 0;
+            let read = self.sys.read_log(&mut |address| {
+                let Some(offset) = address.checked_sub(ADDRESS_START) else { return };
+                // Faults of the whole process come by; most are somewhere else.
+                if let Some(named) = self.named.get(offset / WINDOW_SIZE).and_then(OnceLock::get) {
+                    named.add((offset % WINDOW_SIZE / PAGE_SIZE) as u64);
+                    fault_count += 1;
+                }
+            });
+            add(&self.counters.log_faults, fault_count);
+            if read != LogRead::Whole {
+                add(&self.counters.log_holed, 1);
+                self.distrust_log();
+            }
+        }
+        Reading { epoch: self.epoch.load(Ordering::SeqCst), log_use }
+    }
+
+    /// Every cluster is scanned whole once more.
+    pub(crate) fn distrust_log(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Where written pages of a window may be.
+    pub(crate) fn named(&self, window: u32) -> &Named {
+        self.named[window as usize].get_or_init(Named::new)
     }
 
     /// Says whose window this is; `false` if it has an owner.

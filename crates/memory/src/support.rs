@@ -24,6 +24,8 @@ pub struct Allowed {
     pub user_mode: bool,
     /// The `PAGEMAP_SCAN` request.
     pub pagemap_scan: bool,
+    /// The kernel's events of page faults.
+    pub fault_events: bool,
 }
 
 impl Allowed {
@@ -34,6 +36,7 @@ impl Allowed {
         device: true,
         user_mode: true,
         pagemap_scan: true,
+        fault_events: true,
     };
 
     /// The feature bit of asynchronous write-protection (Linux 6.7).
@@ -121,6 +124,31 @@ impl Unsupported {
         }
     }
 
+    /// Refused by the kernel: one of its two gates, or a filter.
+    pub(crate) fn fault_events(errno: Errno) -> Unsupported {
+        let level = probe::number("/proc/sys/kernel/perf_event_paranoid")
+            .map_or_else(String::new, |n| format!(", kernel.perf_event_paranoid={n}"));
+        let advice = match errno {
+            Errno::MFILE | Errno::NFILE => "raise the limit of open files (ulimit -n)",
+            Errno::NOSYS => "use a kernel with CONFIG_PERF_EVENTS=y",
+            _ if probe::seccomp_mode().is_some_and(|mode| mode > 0) => {
+                "let the container's profile allow perf_event_open, and give the process CAP_PERFMON"
+            }
+            _ => "give the process CAP_PERFMON, or set sysctl kernel.perf_event_paranoid=1",
+        };
+        Unsupported { why: format!("{errno}{level}"), ..Unsupported::fault_log_as(advice) }
+    }
+
+    /// Not refused, but not possible.
+    pub(crate) fn fault_log(why: String) -> Unsupported {
+        Unsupported { why, ..Unsupported::fault_log_as("nothing: a scan does the same") }
+    }
+
+    fn fault_log_as(advice: &str) -> Unsupported {
+        let what = "the kernel's log of page faults".to_owned();
+        Unsupported { what, why: String::new(), advice: advice.to_owned() }
+    }
+
     pub(crate) fn pagemap_scan() -> Unsupported {
         Unsupported {
             what: "the PAGEMAP_SCAN request".to_owned(),
@@ -197,7 +225,7 @@ impl Support {
         findings.push(swap());
         findings.push(huge_pages());
         findings.push(seccomp());
-        findings.push(fault_events());
+        findings.push(fault_events(allowed));
         Support { findings }
     }
 
@@ -438,16 +466,21 @@ fn seccomp() -> Finding {
     finding("seccomp", false, "system calls that containers often refuse", judged)
 }
 
-fn fault_events() -> Finding {
-    let level = probe::number("/proc/sys/kernel/perf_event_paranoid")
-        .map_or_else(String::new, |n| format!(" (kernel.perf_event_paranoid={n})"));
-    let judged = match probe::fault_events() {
-        Ok(()) => (State::Ok, format!("allowed{level}"), ""),
-        Err(errno) => (
-            State::Limited,
-            format!("{errno}{level}"),
-            "nothing uses them yet; sysctl kernel.perf_event_paranoid=1 would allow them",
+fn fault_events(allowed: Allowed) -> Finding {
+    let judged = match probe::fault_events(allowed) {
+        Ok(()) => (
+            State::Ok,
+            "allowed: where much is in memory, the fault log names them".to_owned(),
+            String::new(),
         ),
+        Err(errno) => {
+            let refusal = Unsupported::fault_events(errno);
+            (
+                State::Limited,
+                format!("{}: found by a scan, which costs by what is in memory", refusal.why),
+                refusal.advice,
+            )
+        }
     };
-    finding("page-fault events", false, "finding written pages without a scan, later", judged)
+    finding("page-fault events", false, "finding written pages by what is written", judged)
 }

@@ -1,14 +1,17 @@
-//! The tests of the gate find a gate that is left out, and a barrier that is.
+//! The tests of the gate find a gate that is left out, and a barrier that is; those of the fault log find a
+//! loss that is left out, and names that are forgotten too late.
 #![cfg(feature = "planted")]
 
+mod ground;
 mod stress;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use stead_memory::Gate;
 use stead_memory::planted::{self, Bug};
-use stead_model::ContainerId;
+use stead_memory::sys::sim::{Sim, Touch};
+use stead_memory::{Gate, LogUse, Mode, Reason, Scan, Space};
+use stead_model::{ContainerId, PAGE_SIZE, PageNo};
 
 /// The switch is one for the whole process.
 fn plant(bug: Bug) -> MutexGuard<'static, ()> {
@@ -47,4 +50,91 @@ fn planted_barrier_left_out_is_found() {
     assert!(write, "a writer and a stabilisation were never in at once");
     // An exclusive section looks twice, so that each of these is seldom in at the wrong moment.
     assert!(exclusive.contains(&true), "nobody and an exclusive section were in at once");
+}
+
+/// Writes that leave no record: after many that fill the rings, and by a call. Whether the next scan finds them.
+fn unrecorded_writes_are_found() -> Option<[bool; 2]> {
+    let ground = ground::Ground::served(1, 16, ground::stamp)?;
+    if let Err(refusal) = ground.space.start_log() {
+        ground::not_run(&refusal);
+        return None;
+    }
+    assert_eq!(ground.space.log_use(), LogUse::Log);
+    let reports = |page: u64| {
+        let dirty = ground.dirty(Scan::Protect);
+        dirty.iter().any(|run| (run.start..run.end).contains(&page))
+    };
+    // In different blocks, so that none is met for another's sake, and where the sweep does not come by.
+    let [busy, full, called] = [35_001, 40_001, 45_001];
+    for page in (1..50_000).step_by(16).chain([busy, full, called]) {
+        ground::load(ground.address(page));
+    }
+    ground.dirty(Scan::Protect);
+    ground.dirty(Scan::Protect);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    for _ in 0..processors * 20_000 {
+        ground::store(ground.address(busy), 1);
+        let range = stead_model::PageRange::new(busy, busy + 1);
+        ground.cluster.protect(range).unwrap();
+    }
+    ground::store(ground.address(full), 1);
+    let found_full = reports(full);
+    ground.dirty(Scan::Protect);
+    ground.dirty(Scan::Protect);
+    ground::store_by_call(ground.address(called), 1);
+    Some([found_full, reports(called)])
+}
+
+#[test]
+fn planted_loss_left_out_is_found() {
+    let _turn = plant(Bug::None);
+    let Some(found) = unrecorded_writes_are_found() else { return };
+    assert_eq!(found, [true, true]);
+    planted::set(Bug::LossLeftOut);
+    let found = unrecorded_writes_are_found();
+    planted::set(Bug::None);
+    assert_eq!(found, Some([false, false]), "losses were left out, and nothing was missing");
+}
+
+/// A page is written just after a scan has looked at it. Whether the next scan finds it.
+fn a_write_behind_the_look_is_found() -> bool {
+    const PAGE: u64 = 15 * 512;
+    let space = Space::on(Sim::new(0));
+    let sim = space.sys().clone();
+    sim.allow_log(100);
+    space.start_log().unwrap();
+    let reservation = space.reserve(ContainerId(1), ground::fresh_windows(1)).unwrap();
+    let cluster = space.map_cluster(&reservation, &[0], Mode::Faulted).unwrap();
+    for block in 0..30 {
+        cluster.install(PageNo(block * 512), &[0; PAGE_SIZE], Reason::Ahead).unwrap();
+    }
+    let reports = || {
+        let mut dirty = Vec::new();
+        cluster.scan_all(Scan::Protect, &mut dirty).unwrap();
+        dirty.iter().any(|run| (run.start..run.end).contains(&PAGE))
+    };
+    assert!(!reports());
+    let address = PageNo(PAGE).address(reservation.base()).0;
+    assert_eq!(sim.store(address, 1), Touch::Done(1));
+    // The log is read, the page's block is looked at, and then:
+    let mut calls = 0;
+    sim.meanwhile(move |sim| {
+        calls += 1;
+        if calls == 3 {
+            assert_eq!(sim.store(address, 2), Touch::Done(2));
+        }
+    });
+    assert!(reports());
+    sim.meanwhile(|_| {});
+    reports()
+}
+
+#[test]
+fn planted_names_forgotten_late_are_found() {
+    let _turn = plant(Bug::None);
+    assert!(a_write_behind_the_look_is_found());
+    planted::set(Bug::NamesForgottenLate);
+    let found = a_write_behind_the_look_is_found();
+    planted::set(Bug::None);
+    assert!(!found, "names were forgotten after the scan, and no write was lost");
 }

@@ -6,7 +6,6 @@
 mod ground;
 mod model;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -24,6 +23,7 @@ fn op() -> impl Strategy<Value = Op> {
     let len = 1..12u64;
     prop_oneof![
         4 => page.clone().prop_map(Op::Read),
+        1 => (page.clone(), 1..1000u64).prop_map(|(p, v)| Op::WriteByCall(p, v)),
         6 => (page.clone(), 1..1000u64).prop_map(|(p, v)| Op::Write(p, v)),
         2 => (page.clone(), len.clone()).prop_map(|(p, n)| Op::Install(p, n)),
         2 => (page.clone(), len.clone(), any::<bool>()).prop_map(|(p, n, w)| Op::Zero(p, n, w)),
@@ -52,8 +52,9 @@ proptest! {
         around in around(),
         seed in any::<u64>(),
         swapped_windows in any::<bool>(),
+        log in prop_oneof![Just(None), Just(Some(0)), Just(Some(5)), Just(Some(1000))],
     ) {
-        let world = Simulated::new(seed, swapped_windows);
+        let world = Simulated::new(seed, swapped_windows, log);
         play(&world, &ops, around)?;
     }
 }
@@ -66,55 +67,19 @@ proptest! {
         ops in prop::collection::vec(op(), 1..60),
         around in around(),
         swapped_windows in any::<bool>(),
+        log in any::<bool>(),
     ) {
-        let Some(world) = Real::new(around, swapped_windows) else { return Ok(()) };
+        let Some(world) = Real::new(around, swapped_windows, log) else { return Ok(()) };
         play(&world, &ops, around)?;
     }
 }
 
-/// While the code under test makes its system calls, another thread of the simulated machine writes
-/// wherever it can. Its writes are found by the same or a later scan.
 #[test]
 fn no_write_is_lost_between_two_system_calls() -> Result<(), TestCaseError> {
-    for seed in 1..=400 {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let world = Simulated::new(seed, rng.bool());
-        let writes = Arc::new(AtomicU64::new(0));
-        let (model, count, base) = (world.model(), Arc::clone(&writes), world.base());
-        let mut racer = rng.fork();
-        world.sim().meanwhile(move |sim: &Sim| {
-            for _ in 0..racer.u8(..4) {
-                // The last third belongs to this thread, so that the order of writes is known.
-                let page = page_of(racer.u64(INDEX_END * 2 / 3..INDEX_END));
-                let word = racer.u64(1..);
-                if let Touch::Done(_) = sim.store(page.address(base).0, word) {
-                    model.lock().unwrap().raced_write(page.0, word);
-                    count.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        });
-        let around = 1 << rng.u32(..5);
-        for _ in 0..80 {
-            let (own, any) = (rng.u64(..INDEX_END * 2 / 3 - 12), rng.u64(..INDEX_END));
-            let n = rng.u64(1..12);
-            let op = match rng.u8(..12) {
-                0 => Op::Read(any),
-                1 => Op::Write(own, rng.u64(1..)),
-                2 | 3 => Op::Install(any, n),
-                4 => Op::Zero(own, n, rng.bool()),
-                5 => Op::Punch(own, n),
-                6 => Op::SiteWrite(own, n, rng.u64(1..)),
-                7 => Op::Unmap(any),
-                8 => Op::StabilisePart(any, n),
-                _ => Op::Stabilise,
-            };
-            model::step(&world, &op, around)?;
+    for seed in 1..=300 {
+        for log in [None, Some(3), Some(1000)] {
+            assert!(model::race(seed, log)? > 50);
         }
-        // The last round finds nobody writing.
-        world.sim().meanwhile(|_| {});
-        model::step(&world, &Op::Stabilise, around)?;
-        world.model().lock().unwrap().assert_all_stable();
-        assert!(writes.load(Ordering::Relaxed) > 50);
     }
     Ok(())
 }
@@ -124,7 +89,7 @@ fn no_write_is_lost_between_two_system_calls() -> Result<(), TestCaseError> {
 #[test]
 fn no_write_of_a_running_thread_is_lost() {
     const PAGES: u64 = 600;
-    let Some(world) = Real::new(16, false) else { return };
+    let Some(world) = Real::new(16, false, false) else { return };
     let cluster = world.cluster();
     let stop = AtomicBool::new(false);
     let counts: Vec<AtomicU64> = (0..PAGES).map(|_| AtomicU64::new(0)).collect();
@@ -188,7 +153,7 @@ fn no_write_of_a_running_thread_is_lost() {
 fn short_memory_harms_nothing() -> Result<(), TestCaseError> {
     for seed in 1..200 {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let world = Simulated::new(seed, false);
+        let world = Simulated::new(seed, false, None);
         let images = vec![3; 10 * PAGE_SIZE];
         for limit in [0, 3, 7] {
             model::step(&world, &Op::Write(rng.u64(..INDEX_END), 5), 4)?;
@@ -220,13 +185,19 @@ fn short_memory_harms_nothing() -> Result<(), TestCaseError> {
 fn a_failed_scan_loses_nothing() -> Result<(), TestCaseError> {
     for seed in 1..200 {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let world = Simulated::new(seed, false);
+        let world = Simulated::new(seed, false, None);
+        let by_log = seed % 2 == 0;
+        if by_log {
+            world.sim().allow_log(1000);
+            world.space().start_log().unwrap();
+            model::step(&world, &Op::Stabilise, 4)?;
+        }
         for _ in 0..20 {
             model::step(&world, &Op::Write(rng.u64(..INDEX_END), rng.u64(1..)), 4)?;
         }
         let cluster = world.cluster();
         let mut out = vec![PageRange::new(0, 1)];
-        world.sim().fail_scan(rng.u32(..3));
+        world.sim().fail_scan(if by_log { 0 } else { rng.u32(..3) });
         cluster.scan_all(Scan::Protect, &mut out).unwrap_err();
         prop_assert_eq!(&out, &[PageRange::new(0, 1)]);
         // From now on everything in memory counts as written, once.

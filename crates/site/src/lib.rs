@@ -21,7 +21,7 @@ pub use error::{
 pub use join::Typed;
 pub use options::{ContainerOptions, OpenOptions};
 pub use site::Site;
-pub use stat::{ContainerStat, Counters, SiteStat};
+pub use stat::{ContainerStat, Counters, SiteStat, WrittenPages};
 pub use stead_heap::{Damaged, PageKind, PageUse, Report as CheckReport};
 pub use stead_memory::{Allowed, Finding, Support};
 pub use step::rounds::Stable;

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stead_heap::{Arena, Damaged, Report, Root, Tx};
-use stead_memory::{Gate, Mode, Reason, Reservation, Space};
+use stead_memory::{Gate, LogUse, Mode, Reason, Reservation, Space};
 use stead_model::windows::{WindowAllocator, WindowRun};
 use stead_model::{ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo, PageRange, WINDOW_COUNT};
 use stead_store::{CreateOptions, OpenReport, ReadError, Store, Stored, Verified, VerifyProgress};
@@ -22,7 +22,7 @@ use crate::driver::{Shared, background, faults};
 use crate::error::{ContainerError, OpenError, RemoveError, StabiliseError};
 use crate::join::Typed;
 use crate::options::{ContainerOptions, OpenOptions};
-use crate::stat::{ContainerStat, Counters, SiteStat};
+use crate::stat::{ContainerStat, Counters, SiteStat, WrittenPages};
 use crate::step::rounds::Stable;
 
 /// The name under which the system container is reported, and which no other may have.
@@ -308,7 +308,17 @@ impl Site {
             containers,
             counters: self.counters(),
             failure: shared.rounds.failure(),
+            written_pages: self.written_pages(),
         }
+    }
+
+    fn written_pages(&self) -> WrittenPages {
+        let shared = &self.shared;
+        if shared.space.log_use() != LogUse::Scan {
+            return WrittenPages::FaultLog;
+        }
+        let refusal = shared.space.log_allowed().err().or_else(|| shared.rounds.log_refusal());
+        refusal.map_or(WrittenPages::Scan, WrittenPages::NoFaultLog)
     }
 
     /// What happened since the store was opened here.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use stead_memory::CounterValues;
+use stead_memory::{CounterValues, Unsupported};
 use stead_model::{Address, ContainerId};
 use stead_store::Stat;
 
@@ -25,6 +25,30 @@ pub struct SiteStat {
     pub counters: Counters,
     /// Why the last stabilisation by the background failed, until one succeeds.
     pub failure: Option<Arc<StabiliseError>>,
+    /// How written pages are found (B5).
+    pub written_pages: WrittenPages,
+}
+
+/// How written pages are found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum WrittenPages {
+    /// By scanning what is in memory: so far that is cheaper.
+    Scan,
+    /// By the kernel's log of page faults.
+    FaultLog,
+    /// By scanning, because there is no such log here.
+    NoFaultLog(Unsupported),
+}
+
+impl std::fmt::Display for WrittenPages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            WrittenPages::Scan => f.write_str("a scan, and by the fault log once that is cheaper"),
+            WrittenPages::FaultLog => f.write_str("the fault log"),
+            WrittenPages::NoFaultLog(why) => write!(f, "a scan: {why}"),
+        }
+    }
 }
 
 /// A container.

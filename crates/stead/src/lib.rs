@@ -77,7 +77,7 @@ pub use stead_heap::{
 pub use stead_model::{Address, PAGE_SIZE};
 pub use stead_site::{
     CheckError, ContainerError, ContainerOptions, ContainerStat, Counters, OpenError,
-    OpenErrorKind, OpenOptions, RemoveError, SectionError, SiteStat, StabiliseError,
+    OpenErrorKind, OpenOptions, RemoveError, SectionError, SiteStat, StabiliseError, WrittenPages,
 };
 pub use stead_site::{CheckReport, Damaged, Finding, PageKind, PageUse, Support};
 

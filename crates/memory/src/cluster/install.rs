@@ -174,7 +174,11 @@ impl<S: Sys> Cluster<S> {
                 let asked = asked.is_some_and(|p| (page..filled_end).contains(&p));
                 add(&self.counters().pages_asked, u64::from(asked));
                 add(&self.counters().pages_ahead, filled_end - page - u64::from(asked));
-                self.map_new(piece, page, filled_end, reason)?;
+                if let Err(error) = self.map_new(piece, page, filled_end, reason) {
+                    // Not mapped counts as written.
+                    self.name(piece, page, filled_end);
+                    return Err(error);
+                }
                 filled.map_err(|(page, errno)| self.refused("filling", piece, page, errno))?;
                 new_count += end - page;
                 left -= end - page;
@@ -240,6 +244,10 @@ impl<S: Sys> Cluster<S> {
     ) -> Result<u64, FrameError> {
         // The kernel asks to try again while the address space is being changed, which ends.
         const TRIES_MAX: u32 = 10_000;
+        if !protect {
+            // Before the first write, which no fault announces.
+            self.name(piece, start, end);
+        }
         let mut tries = 0;
         let mut mapped_count = 0;
         let mut at = start;

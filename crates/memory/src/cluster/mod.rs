@@ -22,6 +22,7 @@ use stead_model::{Address, ContainerId, PAGE_SIZE, PageNo, PageRange, WINDOW_SIZ
 use crate::counters::{Counters, add};
 use crate::error::{FrameError, MapError};
 use crate::faults::{ClusterKey, Fault};
+use crate::named::Named;
 use crate::residency::Bitmap;
 use crate::space::{Held, Owner};
 use crate::sys::{Linux, Mode, Sys};
@@ -177,6 +178,10 @@ impl<S: Sys> Cluster<S> {
                     "look at the limits of this process (ulimit -v, vm.max_map_count)",
                 )(errno));
             }
+            for window in &windows[done..done + run] {
+                // Nobody can have faulted here yet; made now, as serving a fault allocates nothing.
+                self.held.space.named(self.held.run.first + window);
+            }
             pages.windows.extend(&windows[done..done + run]);
             pages.resident.extend((0..run).map(|_| Bitmap::new()));
             add(&self.counters().windows_mapped, run as u64);
@@ -311,6 +316,7 @@ impl<S: Sys> Cluster<S> {
             let byte_len = (piece.end - piece.start) as usize * PAGE_SIZE;
             let written = self.write_all(piece, piece.start, &images[from..from + byte_len]);
             let end = written.map_or_else(|(page, _)| page, |()| piece.end);
+            self.name(piece, piece.start, end);
             pages.resident[piece.slot].insert(piece.start, end);
             written.map_err(|(page, errno)| self.refused("writing", piece, page, errno))?;
         }
@@ -382,6 +388,16 @@ impl<S: Sys> Cluster<S> {
             Errno::NOMEM | Errno::NOSPC => FrameError::NoMemory { container, page },
             _ => FrameError::Refused { container, page, step, errno },
         }
+    }
+
+    /// Has the next scan look at these pages: they become writable, or known, without a fault.
+    fn name(&self, piece: Piece, start: u64, end: u64) {
+        self.named(piece).add_range(start, end);
+    }
+
+    fn named(&self, piece: Piece) -> &Named {
+        let window = PageNo(piece.window_page).window();
+        self.held.space.named(self.held.run.first + window)
     }
 
     fn lock(&self) -> MutexGuard<'_, Pages> {

@@ -21,6 +21,10 @@ pub(super) struct Pages {
     /// as written until a whole scan has protected them all. Counts such failures.
     pub(super) distrusted: u64,
     pub(super) runs: Vec<WrittenRun>,
+    /// The log may be gone by for what was written since a whole scan of this epoch.
+    pub(super) scanned_epoch: u64,
+    /// Where the sweep goes on.
+    pub(super) sweep_at: u64,
 }
 
 /// Part of a range that is contiguous in addresses and frames.
@@ -54,6 +58,8 @@ impl Pages {
             marked: BTreeSet::new(),
             distrusted: 0,
             runs: vec![WrittenRun::default(); RUNS_PER_SCAN],
+            scanned_epoch: 0,
+            sweep_at: 0,
         }
     }
 

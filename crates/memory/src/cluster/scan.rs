@@ -1,16 +1,27 @@
 //! Which pages of a cluster were written since they were last protected (catalogue B5). Copying them is
 //! absent. Read [`Cluster::scan_dirty`] first.
+//!
+//! A page's protection alone says whether it was written; the fault log only says where to look. What it
+//! named is forgotten *before* the look: a page that is written after the look has met its protection
+//! again, and is named again.
 
 use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use stead_model::{Address, PAGE_SIZE, PAGES_PER_WINDOW, PageRange};
+use stead_model::{Address, PAGE_SIZE, PAGES_PER_WINDOW, PageNo, PageRange};
 
 use super::pages::{Pages, Piece};
 use super::{Cluster, Scan};
 use crate::counters::add;
 use crate::error::ScanError;
+use crate::residency::PAGES_PER_BLOCK;
+use crate::space::{LogUse, Reading};
 use crate::sys::{Mode, Sys, WrittenRun};
+
+/// Blocks that each scan by the log looks at although nothing named them: writes by other processes
+/// (a debugger's) leave no fault in this one, and must not stay unnoticed for ever.
+const SWEEP_PAGES: u64 = 4 * PAGES_PER_BLOCK;
 
 impl<S: Sys> Cluster<S> {
     /// Appends the runs of pages written since they were last protected, sorted and disjoint: by any
@@ -26,9 +37,11 @@ impl<S: Sys> Cluster<S> {
         scan: Scan,
         out: &mut Vec<PageRange>,
     ) -> Result<(), ScanError> {
+        let reading = self.held.space.read_log();
         let pages = self.lock();
         let pieces: Vec<Piece> = pages.pieces(within).collect();
-        self.scan_pieces(pages, &pieces, scan, out).map(drop)
+        let by_log = self.may_go_by(reading, &pages);
+        self.scan_pieces(pages, &pieces, by_log, scan, out).map(drop)
     }
 
     /// As [`Cluster::scan_dirty`] for the whole cluster.
@@ -36,14 +49,47 @@ impl<S: Sys> Cluster<S> {
     /// # Errors
     /// As for [`Cluster::scan_dirty`].
     pub fn scan_all(&self, scan: Scan, out: &mut Vec<PageRange>) -> Result<(), ScanError> {
+        self.scan_read(self.held.space.read_log(), scan, out)
+    }
+
+    /// As [`Cluster::scan_all`], by a reading of the log that other clusters' scans use too. Reports what was
+    /// written before the reading was taken.
+    ///
+    /// # Errors
+    /// As for [`Cluster::scan_dirty`].
+    pub fn scan_read(
+        &self,
+        reading: Reading,
+        scan: Scan,
+        out: &mut Vec<PageRange>,
+    ) -> Result<(), ScanError> {
         let pages = self.lock();
         let pieces = pages.all_pieces();
         let distrusted = pages.distrusted;
-        let mut pages = self.scan_pieces(pages, &pieces, scan, out)?;
-        if scan == Scan::Protect && pages.distrusted == distrusted {
+        let by_log = self.may_go_by(reading, &pages);
+        if by_log && reading.log_use == LogUse::Checked {
+            self.check_log(&pages, &pieces);
+        }
+        let before = out.len();
+        let mut pages = self.scan_pieces(pages, &pieces, by_log, scan, out)?;
+        if by_log {
+            if scan == Scan::Protect {
+                self.sweep(&mut pages, before, out)?;
+            }
+        } else if scan == Scan::Protect && pages.distrusted == distrusted {
             pages.distrusted = 0;
+            pages.scanned_epoch = pages.scanned_epoch.max(reading.epoch);
         }
         Ok(())
+    }
+
+    /// Whether looking where the log says finds everything. Where the kernel adds pages by itself, a mere
+    /// reader may make one writable, and nobody waits for a reader's fault to be logged.
+    fn may_go_by(&self, reading: Reading, pages: &Pages) -> bool {
+        reading.log_use != LogUse::Scan
+            && self.mode == Mode::Faulted
+            && pages.distrusted == 0
+            && pages.scanned_epoch >= reading.epoch
     }
 
     /// Makes the next scan report these pages although no thread writes them: they could not be made
@@ -60,26 +106,42 @@ impl<S: Sys> Cluster<S> {
         &'a self,
         mut pages: MutexGuard<'a, Pages>,
         pieces: &[Piece],
+        by_log: bool,
         scan: Scan,
         out: &mut Vec<PageRange>,
     ) -> Result<MutexGuard<'a, Pages>, ScanError> {
+        /// Takes about a tenth of a millisecond.
+        const LOOKS_AT_ONCE: u32 = 64;
         let counters = self.counters();
         add(&counters.scans, 1);
+        add(&counters.scans_by_log, u64::from(by_log));
         let before = out.len();
+        let mut named = Vec::new();
         for piece in pieces {
-            let mut rest = *piece;
-            while rest.start < rest.end {
-                match self.scan_some(&mut pages, rest, scan, out) {
-                    Ok(end) => rest.start = end,
-                    Err(errno) => {
-                        pages.distrusted += 1;
-                        out.truncate(before);
-                        return Err(ScanError { container: self.held.container, errno });
+            named.clear();
+            self.named(*piece).runs(piece.start, piece.end, forget_first(scan), &mut named);
+            if !by_log {
+                named.clear();
+                named.push((piece.start, piece.end));
+            }
+            let mut looks = 0;
+            for &(start, end) in &named {
+                let mut rest = Piece { start, end, ..*piece };
+                while rest.start < rest.end {
+                    match self.scan_some(&mut pages, rest, scan, out) {
+                        Ok(end) => rest.start = end,
+                        Err(errno) => return Err(self.distrust(&mut pages, before, out, errno)),
+                    }
+                    looks += 1;
+                    if rest.start < rest.end || looks % LOOKS_AT_ONCE == 0 {
+                        pages = self.lock_again(pages);
                     }
                 }
-                if rest.start < rest.end {
-                    pages = self.lock_again(pages);
-                }
+            }
+            #[cfg(feature = "planted")]
+            if scan == Scan::Protect && !forget_first(scan) {
+                self.held.space.read_log();
+                self.named(*piece).runs(piece.start, piece.end, true, &mut named);
             }
             // What others mark meanwhile stays marked, or is reported here: either will do.
             let first = piece.window_page + piece.start;
@@ -92,6 +154,106 @@ impl<S: Sys> Cluster<S> {
         join(out, before);
         add(&counters.pages_found_written, out[before..].iter().map(|r| r.page_count()).sum());
         Ok(pages)
+    }
+
+    /// What a scan has protected and not reported is no longer known to be written.
+    fn distrust(
+        &self,
+        pages: &mut Pages,
+        before: usize,
+        out: &mut Vec<PageRange>,
+        errno: Errno,
+    ) -> ScanError {
+        pages.distrusted += 1;
+        out.truncate(before);
+        ScanError { container: self.held.container, errno }
+    }
+
+    /// Looks at a few pages that nothing named, others each time. What is met there is reported, and the log
+    /// not trusted for what lay before.
+    fn sweep(
+        &self,
+        pages: &mut Pages,
+        before: usize,
+        out: &mut Vec<PageRange>,
+    ) -> Result<(), ScanError> {
+        let mut slot = (pages.sweep_at / PAGES_PER_WINDOW) as usize % pages.windows.len();
+        let mut start = pages.sweep_at % PAGES_PER_WINDOW;
+        let Some((from, to)) = pages.resident[slot].next_populated(start, PAGES_PER_WINDOW) else {
+            slot += 1;
+            pages.sweep_at = slot as u64 * PAGES_PER_WINDOW;
+            return Ok(());
+        };
+        start = from;
+        let end = to.min(start + SWEEP_PAGES);
+        pages.sweep_at = slot as u64 * PAGES_PER_WINDOW + end;
+        let window_page = u64::from(pages.windows[slot]) * PAGES_PER_WINDOW;
+        let piece = Piece { slot, window_page, start, end };
+        let known = out.len();
+        if let Err(errno) = self.scan_some(pages, piece, Scan::Protect, out) {
+            return Err(self.distrust(pages, before, out, errno));
+        }
+        if out.len() == known {
+            return Ok(());
+        }
+        // Written since the reading, perhaps: then the log knows by now.
+        self.held.space.read_log();
+        let mut named = Vec::new();
+        self.named(piece).runs(start, end, false, &mut named);
+        let is_named = |page: u64| named.iter().any(|(from, to)| (*from..*to).contains(&page));
+        let strays = out[known..].iter().flat_map(|run| run.pages());
+        let stray_count = strays.filter(|page| !is_named(page.0 - window_page)).count();
+        if stray_count > 0 {
+            add(&self.counters().pages_strayed, stray_count as u64);
+            self.held.space.distrust_log();
+        }
+        let found = out[known..].iter().map(|run| run.page_count()).sum();
+        add(&self.counters().pages_found_written, found);
+        join(out, before);
+        Ok(())
+    }
+
+    /// Scans everything, and finds no page outside of what is named.
+    fn check_log(&self, pages: &Pages, pieces: &[Piece]) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let mut runs = vec![WrittenRun::default(); 512];
+        for piece in pieces {
+            let mut named = Vec::new();
+            self.named(*piece).runs(piece.start, piece.end, false, &mut named);
+            let resident = &pages.resident[piece.slot];
+            let mut written = Vec::new();
+            let mut from = piece.start;
+            while let Some((start, end)) = resident.next_populated(from, piece.end) {
+                from = end;
+                let scanned =
+                    self.scan_stretch(*piece, (start, end), Scan::Look, &mut runs, |s, e| {
+                        written.extend((s..e).filter(|page| resident.contains(*page)));
+                    });
+                if scanned.is_err() {
+                    return;
+                }
+            }
+            let began = Instant::now();
+            loop {
+                let is_named = |page: &u64| named.iter().any(|(s, e)| (*s..*e).contains(page));
+                written.retain(|page| !is_named(page));
+                if written.is_empty() {
+                    break;
+                }
+                // Written since the reading: logged before long, if not yet.
+                if self.held.space.read_log().epoch > pages.scanned_epoch {
+                    return;
+                }
+                named.clear();
+                self.named(*piece).runs(piece.start, piece.end, false, &mut named);
+                assert!(
+                    began.elapsed() < PATIENCE,
+                    "the fault log left out pages {written:?} of window {} of container {}",
+                    PageNo(piece.window_page).window(),
+                    self.held.container
+                );
+            }
+        }
     }
 
     /// Appends what the system says is in memory, in either mode.
@@ -168,6 +330,10 @@ impl<S: Sys> Cluster<S> {
         runs: &mut [WrittenRun],
         mut found: impl FnMut(u64, u64),
     ) -> Result<(), Errno> {
+        /// Small enough that a look at few pages prepares for few.
+        const ROOM_MIN: usize = 32;
+        let room = runs.len().min((((end - start) / 8) as usize).max(ROOM_MIN));
+        let runs = &mut runs[..room];
         let window = self.address(piece, 0).0;
         let page_of = |address: usize| ((address - window) / PAGE_SIZE) as u64;
         let mut at = self.address(piece, start).0;
@@ -191,6 +357,15 @@ impl<S: Sys> Cluster<S> {
         }
         Ok(())
     }
+}
+
+/// Whether what is named is forgotten before the look.
+fn forget_first(scan: Scan) -> bool {
+    #[cfg(feature = "planted")]
+    if crate::planted::is(crate::planted::Bug::NamesForgottenLate) {
+        return false;
+    }
+    scan == Scan::Protect
 }
 
 /// Sorts the ranges from `from` on and joins those that touch or overlap.

@@ -11,6 +11,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use stead_model::Address;
 
+use crate::support::Unsupported;
+
 #[cfg(target_os = "linux")]
 pub use linux::Linux;
 
@@ -65,6 +67,17 @@ pub struct Scanned {
     /// The system says that it has looked at everything below this address. May lie before the end
     /// of the last run.
     pub walk_end: usize,
+}
+
+/// What a reading of the fault log is worth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogRead {
+    /// There is no log.
+    NotKept,
+    /// Every page that a thread has made writable by a fault since the last reading was handed out.
+    Whole,
+    /// Some may be missing: only a scan finds them.
+    Holed,
 }
 
 /// Memory, its faults and its dirty bits. Ranges are page aligned.
@@ -150,6 +163,20 @@ pub trait Sys: Send + Sync + Sized + 'static {
         protect: bool,
         runs: &mut [WrittenRun],
     ) -> Result<Scanned, Errno>;
+
+    /// Starts a log of the pages that threads make writable by writing to them while they are protected.
+    ///
+    /// # Errors
+    /// Says why there is none: scanning does without.
+    fn start_log(&self) -> Result<(), Unsupported>;
+
+    /// Ends the log, if there is one.
+    fn stop_log(&self);
+
+    /// Hands out an address on each page that entered the log since the last reading, at least once; others
+    /// may be among them. A page enters after it became writable, and before the thread whose fault made it
+    /// so goes on.
+    fn read_log(&self, each: &mut dyn FnMut(usize)) -> LogRead;
 
     /// Reads frames; absent ones read as zeros and stay absent.
     fn read(&self, frames: &Self::Frames, offset: u64, buf: &mut [u8]) -> Result<usize, Errno>;

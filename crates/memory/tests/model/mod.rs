@@ -3,7 +3,7 @@
 #![allow(unreachable_pub, reason = "a module of one test")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -40,6 +40,8 @@ pub enum Op {
     Read(u64),
     /// A thread writes.
     Write(u64, u64),
+    /// A thread lets the kernel write, by a call that resolves faults without running into them.
+    WriteByCall(u64, u64),
     /// Pages are installed from the store ahead of any fault.
     Install(u64, u64),
     /// New pages of zeros, to be written or not.
@@ -125,6 +127,8 @@ pub trait World {
     /// Loads a word, serving the fault if there is one.
     fn load(&self, page: PageNo, around: u64) -> u64;
     fn store(&self, page: PageNo, around: u64, word: u64);
+    /// As `store`, by a call that leaves no record of its fault.
+    fn store_by_call(&self, page: PageNo, around: u64, word: u64);
     /// Whether the page left the mapping.
     fn unmap(&self, page: PageNo) -> bool;
     /// Whether other threads write meanwhile.
@@ -155,6 +159,9 @@ pub fn step<W: World>(world: &W, op: &Op, around: u64) -> Result<(), TestCaseErr
         }
         Op::Write(index, word) => {
             world.store(page_of(index), around, word);
+        }
+        Op::WriteByCall(index, word) => {
+            world.store_by_call(page_of(index), around, word);
         }
         Op::Install(index, n) => {
             let range = run_of(index, n);
@@ -252,6 +259,53 @@ pub fn step<W: World>(world: &W, op: &Op, around: u64) -> Result<(), TestCaseErr
     Ok(())
 }
 
+/// While the code under test makes its system calls, another thread of the simulated machine writes
+/// wherever it can. Its writes are found by the same or a later scan. Returns how many there were.
+pub fn race(seed: u64, log: Option<usize>) -> Result<u64, TestCaseError> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let world = Simulated::new(seed, rng.bool(), log);
+    let writes = Arc::new(AtomicU64::new(0));
+    let (model, count, base) = (world.model(), Arc::clone(&writes), world.base());
+    let mut racer = rng.fork();
+    world.sim().meanwhile(move |sim: &Sim| {
+        for _ in 0..racer.u8(..4) {
+            // The last third belongs to this thread, so that the order of writes is known.
+            let page = page_of(racer.u64(INDEX_END * 2 / 3..INDEX_END));
+            let (address, word) = (page.address(base).0, racer.u64(1..));
+            let touch = match racer.u8(..50) {
+                0 => sim.store_directly(address, word),
+                _ => sim.store(address, word),
+            };
+            if let Touch::Done(_) = touch {
+                model.lock().unwrap().raced_write(page.0, word);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let around = 1 << rng.u32(..5);
+    for _ in 0..80 {
+        let (own, any) = (rng.u64(..INDEX_END * 2 / 3 - 12), rng.u64(..INDEX_END));
+        let n = rng.u64(1..12);
+        let op = match rng.u8(..12) {
+            0 => Op::Read(any),
+            1 => Op::Write(own, rng.u64(1..)),
+            2 | 3 => Op::Install(any, n),
+            4 => Op::Zero(own, n, rng.bool()),
+            5 => Op::Punch(own, n),
+            6 => Op::SiteWrite(own, n, rng.u64(1..)),
+            7 => Op::Unmap(any),
+            8 => Op::StabilisePart(any, n),
+            _ => Op::Stabilise,
+        };
+        step(&world, &op, around)?;
+    }
+    // The last round finds nobody writing.
+    world.sim().meanwhile(|_| {});
+    step(&world, &Op::Stabilise, around)?;
+    world.model().lock().unwrap().assert_all_stable();
+    Ok(writes.load(Ordering::Relaxed))
+}
+
 fn absent(model: &Mutex<Model>, range: PageRange) -> Vec<u64> {
     let model = model.lock().unwrap();
     (range.start..range.end).filter(|page| !model.memory.contains_key(page)).collect()
@@ -338,7 +392,9 @@ fn check<W: World>(
 }
 
 fn map<S: Sys>(space: &Space<S>, swapped: bool) -> (Reservation<S>, Cluster<S>) {
-    let reservation = space.reserve(ContainerId(5), ground::fresh_windows(2)).unwrap();
+    // A test that runs longer may still have some of them.
+    let reserve = || space.reserve(ContainerId(5), ground::fresh_windows(2)).ok();
+    let reservation = (0..100).find_map(|_| reserve()).unwrap();
     if !swapped {
         let cluster = space.map_cluster(&reservation, &[0, 1], Mode::Faulted).unwrap();
         return (reservation, cluster);
@@ -379,10 +435,19 @@ pub struct Simulated {
 }
 
 impl Simulated {
-    pub fn new(seed: u64, swapped: bool) -> Simulated {
+    /// With a fault log that has room for so many faults, or without.
+    pub fn new(seed: u64, swapped: bool, log: Option<usize>) -> Simulated {
         let space = Space::on(Sim::new(seed));
+        if let Some(room) = log {
+            space.sys().allow_log(room);
+            space.check_log().unwrap();
+        }
         let (reservation, cluster) = map(&space, swapped);
         Simulated { space, reservation, cluster, model: Arc::default() }
+    }
+
+    pub fn space(&self) -> &Space<Sim> {
+        &self.space
     }
 
     pub fn sim(&self) -> &Sim {
@@ -429,6 +494,11 @@ impl World for Simulated {
         self.model.lock().unwrap().wrote(page.0, word);
     }
 
+    fn store_by_call(&self, page: PageNo, around: u64, word: u64) {
+        self.touch(around, || self.sim().store_directly(page.address(self.base()).0, word));
+        self.model.lock().unwrap().wrote(page.0, word);
+    }
+
     fn unmap(&self, page: PageNo) -> bool {
         self.sim().unmap_page(page.address(self.base()).0)
     }
@@ -449,8 +519,13 @@ pub struct Real {
 }
 
 impl Real {
-    pub fn new(around: u64, swapped: bool) -> Option<Real> {
+    /// With a fault log that scans check, where one can be had, or as the test's environment says.
+    pub fn new(around: u64, swapped: bool, log: bool) -> Option<Real> {
         let space = ground::open()?;
+        if log && let Err(refusal) = space.check_log() {
+            ground::not_run(&refusal);
+            return None;
+        }
         let (reservation, cluster) = map(&space, swapped);
         let cluster = Arc::new(cluster);
         let (model, stop) = (Arc::<Mutex<Model>>::default(), Arc::<AtomicBool>::default());
@@ -500,6 +575,14 @@ impl World for Real {
 
     fn store(&self, page: PageNo, _around: u64, word: u64) {
         ground::store(page.address(self.base()).0, word);
+        self.model.lock().unwrap().wrote(page.0, word);
+    }
+
+    fn store_by_call(&self, page: PageNo, _around: u64, word: u64) {
+        let address = page.address(self.base()).0;
+        // In user mode a call may touch only what is in memory.
+        ground::load(address);
+        ground::store_by_call(address, word);
         self.model.lock().unwrap().wrote(page.0, word);
     }
 

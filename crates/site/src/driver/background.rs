@@ -20,6 +20,7 @@ pub(crate) fn run(shared: &Shared) {
     let mut fill_bytes_left = shared.options.fill_bytes_max;
     while !shared.stopping.load(Ordering::Acquire) {
         shared.rounds.tick(shared);
+        shared.rounds.tend_search(shared);
         let mut more = maintain(shared);
         if shared.space.user_mode_only() {
             more |= fill(shared, &mut fill_bytes_left);

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use stead_memory::{CloseError, Closed, Gate, Scan, close_writers};
+use stead_memory::{
+    CloseError, Closed, CounterValues, Gate, LogUse, Scan, Unsupported, close_writers,
+};
 use stead_model::{ContainerId, PageId, PageNo, PageRange};
 use stead_store::{Batch, Committed};
 
@@ -17,6 +19,7 @@ use crate::error::StabiliseError;
 use crate::join::copy_mapped;
 use crate::site::say_lost;
 use crate::step::rounds::{Effect, Event, Pace, Rounds, Stable, Wish};
+use crate::step::search::{Change, Found, Search};
 
 /// The rounds of a site: one at a time; who comes while one is under way waits for the next, together
 /// with all others who came meanwhile.
@@ -53,6 +56,12 @@ struct RoundState {
     failure: Option<Arc<StabiliseError>>,
     /// Whether there are to be no more rounds.
     ended: bool,
+    search: Search,
+    /// What the search wants changed, until the background has done so.
+    change: Option<Change>,
+    /// Counts when the search was last reckoned.
+    searched: CounterValues,
+    log_refusal: Option<Unsupported>,
 }
 
 impl RoundTable {
@@ -66,6 +75,10 @@ impl RoundTable {
                 new_pages_seen: 0,
                 failure: None,
                 ended: false,
+                search: Search::default(),
+                change: None,
+                searched: CounterValues::default(),
+                log_refusal: None,
             }),
             begun: AtomicU64::new(0),
             counts: RoundCounts::default(),
@@ -151,6 +164,34 @@ impl RoundTable {
         }
     }
 
+    /// Starts or stops the fault log, if the rounds so far want it. Not on the thread of a round, which it would
+    /// hold up for some milliseconds.
+    pub(crate) fn tend_search(&self, shared: &Shared) {
+        let change = match self.state.try_lock() {
+            Ok(state) => state.change,
+            Err(_) => return,
+        };
+        let Some(change) = change else { return };
+        let outcome = match change {
+            Change::Start => shared.space.start_log(),
+            Change::Stop => {
+                shared.space.stop_log();
+                Ok(())
+            }
+        };
+        let mut state = self.lock();
+        state.change = None;
+        if let Err(refusal) = outcome {
+            state.search.refused();
+            state.log_refusal = Some(refusal);
+        }
+    }
+
+    /// Why there is no fault log, if one was wanted.
+    pub(crate) fn log_refusal(&self) -> Option<Unsupported> {
+        self.lock().log_refusal.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, RoundState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -171,7 +212,7 @@ impl RoundTable {
         loop {
             let event = match effect {
                 Effect::PreCopy => {
-                    let copied = self.copy_dirty(state, &containers);
+                    let copied = self.copy_dirty(shared, state, &containers);
                     match copied {
                         Ok(page_count) => Event::PreCopied { page_count },
                         // What could not be searched is dirty still: the capture meets the same error.
@@ -197,7 +238,7 @@ impl RoundTable {
                 }
                 Effect::Capture => {
                     self.take_freed(state, &containers);
-                    match self.copy_dirty(state, &containers) {
+                    match self.copy_dirty(shared, state, &containers) {
                         Ok(page_count) => Event::Captured { page_count },
                         Err(error) => {
                             self.open(&mut closed);
@@ -215,6 +256,7 @@ impl RoundTable {
                             state.last = Some((round, stable));
                             state.new_pages_seen = new_pages_now;
                             outcome = Some(Ok(stable));
+                            self.reckon_search(shared, state, &containers);
                             if committed.maintain_soon {
                                 shared.wake_background();
                             }
@@ -256,16 +298,19 @@ impl RoundTable {
     /// were.
     fn copy_dirty(
         &self,
+        shared: &Shared,
         state: &mut RoundState,
         containers: &[Arc<Opened>],
     ) -> Result<u64, StabiliseError> {
         let mut page_count = 0;
-        let mut scanning = Duration::ZERO;
+        let began = Instant::now();
+        let reading = shared.space.read_log();
+        let mut scanning = began.elapsed();
         for container in containers {
             for cluster in container.place.clusters() {
                 state.dirty.clear();
                 let began = Instant::now();
-                cluster.scan_all(Scan::Protect, &mut state.dirty)?;
+                cluster.scan_read(reading, Scan::Protect, &mut state.dirty)?;
                 scanning += began.elapsed();
                 for &range in &state.dirty {
                     page_count += copy_range(&mut state.batch, container, range);
@@ -274,6 +319,32 @@ impl RoundTable {
         }
         self.counts.scan_us_last.store(scanning.as_micros() as u64, Ordering::Relaxed);
         Ok(page_count)
+    }
+
+    /// Reckons whether written pages had better be found in the other way.
+    fn reckon_search(&self, shared: &Shared, state: &mut RoundState, containers: &[Arc<Opened>]) {
+        if state.change.is_some() {
+            return;
+        }
+        let clusters = containers.iter().flat_map(|container| container.place.clusters());
+        let resident_pages = clusters.map(|cluster| cluster.resident_page_count()).sum();
+        let now = shared.space.counters();
+        let before = std::mem::replace(&mut state.searched, now);
+        let log_use = shared.space.log_use();
+        if log_use == LogUse::Checked {
+            return;
+        }
+        let by_log = log_use == LogUse::Log;
+        let faults = if by_log {
+            now.log_faults - before.log_faults
+        } else {
+            now.pages_found_written - before.pages_found_written
+        };
+        let scanned = !by_log || now.log_holed > before.log_holed;
+        state.change = state.search.round(Found { by_log, resident_pages, faults, scanned });
+        if state.change.is_some() {
+            shared.wake_background();
+        }
     }
 
     /// Pages whose memory the heap has given up: they leave the store and the memory.

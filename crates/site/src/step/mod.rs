@@ -3,3 +3,4 @@
 
 pub mod faults;
 pub mod rounds;
+pub mod search;

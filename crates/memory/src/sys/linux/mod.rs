@@ -1,16 +1,19 @@
-//! Linux: one userfaultfd for a process and store, sparse memfds, `PAGEMAP_SCAN`. The only folder of
-//! this crate with unsafe code. It decides nothing; what a failure means is the caller's business.
+//! Linux: one userfaultfd for a process and store, sparse memfds, `PAGEMAP_SCAN`, the kernel's events of
+//! page faults. The only folder of this crate with unsafe code. It decides nothing; what a failure means is the caller's business.
 //! Read [`Linux`] first.
 
+mod fault_log;
 pub mod last_words;
 mod mapping;
 mod pagemap;
+pub(crate) mod perf;
 pub(crate) mod place;
 pub(crate) mod probe;
 pub(crate) mod uffd;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -18,7 +21,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, ftruncate, mem
 use rustix::io::{Errno, pread, pwrite, read, write};
 use stead_model::{ADDRESS_END, ADDRESS_START, Address};
 
-use super::{Mode, Progress, RawFault, Scanned, Sys, WrittenRun};
+use super::{LogRead, Mode, Progress, RawFault, Scanned, Sys, WrittenRun};
 use crate::support::{Allowed, Unsupported};
 
 pub use mapping::Area;
@@ -29,6 +32,9 @@ pub struct Linux {
     uffd: uffd::Uffd,
     pagemap: File,
     bell: OwnedFd,
+    allowed: Allowed,
+    fault_log: Mutex<Option<fault_log::FaultLog>>,
+    log_allowed: OnceLock<Result<(), Unsupported>>,
 }
 
 impl Linux {
@@ -41,7 +47,28 @@ impl Linux {
         let pagemap = pagemap::open(allowed)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Unsupported::call("eventfd", errno))?;
-        Ok(Linux { uffd, pagemap, bell })
+        Ok(Linux {
+            uffd,
+            pagemap,
+            bell,
+            allowed,
+            fault_log: Mutex::new(None),
+            log_allowed: OnceLock::new(),
+        })
+    }
+
+    fn fault_log(&self) -> MutexGuard<'_, Option<fault_log::FaultLog>> {
+        self.fault_log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a fault log could be started.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn log_allowed(&self) -> Result<(), Unsupported> {
+        // Asked once: the kernel takes milliseconds for the first event of a machine.
+        let look = || probe::fault_events(self.allowed).map_err(Unsupported::fault_events);
+        self.log_allowed.get_or_init(look).clone()
     }
 
     /// Whether faults taken inside system calls are refused (the call gets `EFAULT`).
@@ -171,6 +198,24 @@ impl Sys for Linux {
         runs: &mut [WrittenRun],
     ) -> Result<Scanned, Errno> {
         pagemap::scan(&self.pagemap, at.0, byte_len, protect, runs)
+    }
+
+    fn start_log(&self) -> Result<(), Unsupported> {
+        let mut log = self.fault_log();
+        if log.is_none() {
+            *log = Some(fault_log::FaultLog::start(self.allowed)?);
+        }
+        Ok(())
+    }
+
+    fn stop_log(&self) {
+        *self.fault_log() = None;
+    }
+
+    fn read_log(&self, each: &mut dyn FnMut(usize)) -> LogRead {
+        let mut log = self.fault_log();
+        let Some(log) = &mut *log else { return LogRead::NotKept };
+        if log.read(each) { LogRead::Whole } else { LogRead::Holed }
     }
 
     fn read(&self, frames: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {

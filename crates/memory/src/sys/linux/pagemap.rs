@@ -2,6 +2,7 @@
 //! may protect what it reports; it keeps nothing. Read [`scan`] first.
 
 use std::fs::File;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 
 use rustix::io::Errno;
@@ -36,7 +37,7 @@ struct ScanArg {
 
 /// `struct page_region`.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct PageRegion {
     start: u64,
     end: u64,
@@ -69,11 +70,13 @@ pub(super) fn scan(
     protect: bool,
     runs: &mut [WrittenRun],
 ) -> Result<Scanned, Errno> {
-    let mut regions = [PageRegion::default(); REGION_COUNT_MAX];
+    let mut regions = [const { MaybeUninit::uninit() }; REGION_COUNT_MAX];
     let room = runs.len().min(REGION_COUNT_MAX);
     let flags = if protect { FLAG_WP_MATCHING | FLAG_CHECK_WPASYNC } else { FLAG_CHECK_WPASYNC };
     let (run_count, walk_end) = request(pagemap, flags, at, byte_len, &mut regions[..room])?;
     for (run, region) in runs.iter_mut().zip(&regions[..run_count]) {
+        // SAFETY: the kernel has filled so many regions, from the first on.
+        let region = unsafe { region.assume_init_ref() };
         *run = WrittenRun { start: region.start as usize, end: region.end as usize };
     }
     Ok(Scanned { run_count, walk_end })
@@ -84,7 +87,7 @@ fn request(
     flags: u64,
     at: usize,
     byte_len: usize,
-    regions: &mut [PageRegion],
+    regions: &mut [MaybeUninit<PageRegion>],
 ) -> Result<(usize, usize), Errno> {
     let mut arg = ScanArg {
         size: size_of::<ScanArg>() as u64,

@@ -2,11 +2,12 @@
 //! an answer means is absent. Read [`userfaultfd`] first.
 
 use std::fs;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::AsFd;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 
+use super::perf::{self, Resolved};
 use super::uffd::{self, Way};
 use super::{mapping, pagemap};
 use crate::support::{Allowed, Unsupported};
@@ -56,44 +57,23 @@ pub(crate) fn huge_memory_files() -> Option<String> {
     Some(modes.split_once('[')?.1.split_once(']')?.0.to_owned())
 }
 
-/// Whether the kernel's own page faults in this thread could be sampled.
-pub(crate) fn fault_events() -> Result<(), Errno> {
-    const TYPE_SOFTWARE: u32 = 1;
-    const SW_PAGE_FAULTS: u64 = 2;
-    const SAMPLE_ADDR: u64 = 1 << 3;
-    const FLAG_FD_CLOEXEC: u64 = 8;
-    /// `struct perf_event_attr` in its first published size.
-    #[repr(C)]
-    struct Attr {
-        kind: u32,
-        size: u32,
-        config: u64,
-        sample_period: u64,
-        sample_type: u64,
-        rest: [u64; 4],
+/// Whether faults of this thread, those in system calls included, could be logged.
+pub(crate) fn fault_events(allowed: Allowed) -> Result<(), Errno> {
+    if !allowed.fault_events {
+        return Err(Errno::ACCESS);
     }
-    let attr = Attr {
-        kind: TYPE_SOFTWARE,
-        size: size_of::<Attr>() as u32,
-        config: SW_PAGE_FAULTS,
-        sample_period: 1,
-        sample_type: SAMPLE_ADDR,
-        rest: [0; 4],
-    };
-    // SAFETY: the attributes are of the size that they state and borrowed for the call; the event is
-    // for this thread on any CPU, and no buffer is mapped.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_perf_event_open,
-            std::ptr::from_ref(&attr),
-            0,
-            -1,
-            -1,
-            FLAG_FD_CLOEXEC,
-        )
-    };
-    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(uffd::last_errno)?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    Ok(())
+    // Of the processors one is always there.
+    let mut opened = (0..perf::processor_count()).map(|cpu| perf::open(Resolved::Minor, 0, cpu));
+    let event =
+        opened.find(|event| !matches!(event, Err(Errno::NODEV))).unwrap_or(Err(Errno::NODEV))?;
+    perf::Ring::map(event.as_fd(), 1).map(drop)
+}
+
+/// The threads of this process, as the kernel numbers them.
+pub(crate) fn threads() -> std::io::Result<Vec<u32>> {
+    let mut threads = Vec::new();
+    for entry in fs::read_dir("/proc/self/task")? {
+        threads.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(threads)
 }

@@ -26,7 +26,7 @@ impl Sim {
     /// If the address is not a multiple of 8.
     #[must_use]
     pub fn load(&self, address: usize) -> Touch {
-        self.touch(address, None)
+        self.touch(address, None, true)
     }
 
     /// Stores an 8-byte word at `address`.
@@ -35,14 +35,24 @@ impl Sim {
     /// If the address is not a multiple of 8.
     #[must_use]
     pub fn store(&self, address: usize, word: u64) -> Touch {
-        self.touch(address, Some(word))
+        self.touch(address, Some(word), true)
     }
 
-    fn touch(&self, address: usize, word: Option<u64>) -> Touch {
+    /// Stores an 8-byte word as direct input does: the kernel resolves the fault without one, so that it is
+    /// counted but not recorded.
+    ///
+    /// # Panics
+    /// If the address is not a multiple of 8.
+    #[must_use]
+    pub fn store_directly(&self, address: usize, word: u64) -> Touch {
+        self.touch(address, Some(word), false)
+    }
+
+    fn touch(&self, address: usize, word: Option<u64>, recorded: bool) -> Touch {
         assert!(address.is_multiple_of(8), "aligned words only");
         let mut machine = self.lock();
         let page = page_of(address);
-        if let Err(touch) = machine.resolve(page, word.is_some()) {
+        if let Err(touch) = machine.resolve(page, word.is_some(), recorded) {
             return touch;
         }
         let (map, frame) = machine.map_at(page).expect("a page in the table is mapped");
@@ -58,7 +68,7 @@ impl Sim {
 
 impl Machine {
     /// Makes a page ready to be touched, or says why it is not.
-    fn resolve(&mut self, page: usize, write: bool) -> Result<(), Touch> {
+    fn resolve(&mut self, page: usize, write: bool, recorded: bool) -> Result<(), Touch> {
         let Some((map, frame)) = self.map_at(page) else { return Err(Touch::NoAccess) };
         let has_frame = lock(&map.frames).contains_key(&frame);
         let was_protected = match self.entries.get(&page) {
@@ -67,6 +77,7 @@ impl Machine {
                 if *protected && write {
                     // Resolved by the kernel alone: asynchronous write-protection.
                     self.entries.insert(page, Entry::Present { protected: false });
+                    self.log_fault(page, recorded);
                 }
                 return Ok(());
             }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use stead_model::{ADDRESS_END, Address, PAGE_SIZE};
 
-use super::{Mode, Progress, RawFault, Scanned, Sys, WrittenRun};
+use super::{LogRead, Mode, Progress, RawFault, Scanned, Sys, WrittenRun};
+use crate::support::Unsupported;
 
 pub use cpu::Touch;
 
@@ -44,6 +45,18 @@ struct Machine {
     /// Scans that still work before one fails.
     scans_left: Option<u32>,
     chance: Chance,
+    /// `None` until it is started.
+    log: Option<Log>,
+    /// Faults that a log has room for; `None` where the machine keeps none.
+    log_room: Option<usize>,
+}
+
+/// The fault log.
+#[derive(Debug, Default)]
+struct Log {
+    faults: VecDeque<usize>,
+    /// Something happened that is not in `faults`.
+    holed: bool,
 }
 
 #[derive(Debug)]
@@ -126,6 +139,11 @@ impl Sim {
         self.lock().scans_left = Some(scans_before);
     }
 
+    /// Keeps a log of faults with room for so many between two readings, once it is asked to start.
+    pub fn allow_log(&self, room: usize) {
+        self.lock().log_room = Some(room);
+    }
+
     /// Takes a page out of the mapping while its frame stays in memory, as a kernel does that is short
     /// of memory. False if it was not mapped.
     pub fn unmap_page(&self, address: usize) -> bool {
@@ -202,6 +220,18 @@ impl Machine {
                 let got = wanted.min(*left);
                 *left -= got;
                 got
+            }
+        }
+    }
+
+    /// What the kernel records, or counts only, when a write makes a page writable.
+    fn log_fault(&mut self, page: usize, recorded: bool) {
+        let room = self.log_room.unwrap_or(0);
+        if let Some(log) = &mut self.log {
+            if recorded && log.faults.len() < room {
+                log.faults.push_back(page);
+            } else {
+                log.holed = true;
             }
         }
     }
@@ -425,6 +455,29 @@ impl Sys for Sim {
         let last = runs[..run_count].last().map_or(at.0, |run| run.end);
         let early = run_count > 0 && last == page && machine.chance.once_in(3);
         Ok(Scanned { run_count, walk_end: if early { at.0 } else { page } })
+    }
+
+    fn start_log(&self) -> Result<(), Unsupported> {
+        let mut machine = self.call();
+        if machine.log_room.is_none() {
+            return Err(Unsupported::fault_log("this machine keeps none".to_owned()));
+        }
+        machine.log.get_or_insert_default();
+        Ok(())
+    }
+
+    fn stop_log(&self) {
+        self.call().log = None;
+    }
+
+    fn read_log(&self, each: &mut dyn FnMut(usize)) -> LogRead {
+        let mut machine = self.call();
+        let any = machine.log.as_ref().is_some_and(|log| !log.faults.is_empty());
+        // A reading may have holes for no reason that can be seen.
+        let holed = any && machine.chance.once_in(20);
+        let Some(log) = &mut machine.log else { return LogRead::NotKept };
+        log.faults.drain(..).for_each(each);
+        if std::mem::take(&mut log.holed) || holed { LogRead::Holed } else { LogRead::Whole }
     }
 
     fn read(&self, frames: &Frames, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {

@@ -1,0 +1,122 @@
+//! Finding written pages by the fault log and by scans: which is used, that it changes with what the program
+//! does, and that nothing is lost by it (B5).
+
+mod common;
+
+use stead::{__Allowed as Allowed, Options, Persist, Result, Store, Vec, WrittenPages};
+
+const PAGE: usize = 4096;
+/// 96 MiB.
+const PAGES: usize = 24 * 1024;
+
+#[derive(Persist)]
+#[repr(C)]
+struct Root<'s> {
+    pages: Vec<'s, [u64; PAGE / 8]>,
+}
+
+fn open(dir: &std::path::Path, options: &Options) -> (Store, stead::Container<Root<'static>>) {
+    let store = Store::open_with(dir, options).unwrap();
+    let c = store.container::<Root<'_>>("pages", |tx| Ok(Root { pages: Vec::new(tx) })).unwrap();
+    (store, c)
+}
+
+fn fill(store: &Store, c: &stead::Container<Root<'static>>) {
+    c.exclusive(|root, tx| -> Result<()> {
+        for i in 0..PAGES {
+            root.pages.push(tx, [i as u64; PAGE / 8])?;
+        }
+        Ok(())
+    })
+    .unwrap();
+    store.stabilise().unwrap();
+}
+
+fn write_some(c: &stead::Container<Root<'static>>, count: usize, word: u64) {
+    c.exclusive(|root, tx| -> Result<()> {
+        for i in 0..count {
+            let page = (word as usize * 7919 + i * 31) % PAGES;
+            root.pages.get_mut(tx, page).unwrap()[9] = word;
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// Rounds of `count` written pages until the way is as wanted.
+fn rounds_until(
+    store: &Store,
+    c: &stead::Container<Root<'static>>,
+    count: usize,
+    wanted: impl Fn(&WrittenPages) -> bool,
+) -> u64 {
+    for round in 1..5000 {
+        write_some(c, count, round);
+        store.stabilise().unwrap();
+        if round % 16 == 0 {
+            // The change is made beside the rounds.
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            if wanted(&store.stat().written_pages) {
+                return round;
+            }
+        }
+    }
+    panic!("found by {} still", store.stat().written_pages);
+}
+
+/// A program that writes few pages between stabilisations comes to a log, one that writes all of them loses it
+/// again; what was written is there after each change.
+#[test]
+fn the_cheaper_way_is_found_and_nothing_is_lost() {
+    if std::env::var_os("STEAD_FAULT_LOG").is_some() {
+        return common::not_run("STEAD_FAULT_LOG has chosen the way");
+    }
+    let Some(_alone) = common::alone() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options::new().interval(None);
+    let (store, c) = open(dir.path(), &options);
+    fill(&store, &c);
+    assert!(!matches!(store.stat().written_pages, WrittenPages::FaultLog));
+    if let WrittenPages::NoFaultLog(why) = store.stat().written_pages {
+        return common::not_run(&why.to_string());
+    }
+    rounds_until(&store, &c, 1, |way| matches!(way, WrittenPages::FaultLog));
+    let before = store.counters().memory;
+    write_some(&c, 3, 1_000_001);
+    store.stabilise().unwrap();
+    write_some(&c, 3, 1_000_002);
+    store.stabilise().unwrap();
+    let after = store.counters().memory;
+    assert!(after.log_readings > before.log_readings);
+    rounds_until(&store, &c, PAGES / 2, |way| !matches!(way, WrittenPages::FaultLog));
+    write_some(&c, 3, 1_000_003);
+    let pages: std::vec::Vec<u64> =
+        c.read(|root, _| root.pages.iter().map(|page| page[9]).collect()).unwrap();
+    drop(c);
+    drop(store);
+    let (_store, c) = open(dir.path(), &options);
+    let found: std::vec::Vec<u64> =
+        c.read(|root, _| root.pages.iter().map(|page| page[9]).collect()).unwrap();
+    assert!(found == pages);
+}
+
+#[test]
+fn a_refused_log_is_said_with_its_reason() {
+    if std::env::var_os("STEAD_FAULT_LOG").is_some() {
+        return common::not_run("STEAD_FAULT_LOG has chosen the way");
+    }
+    let Some(_alone) = common::alone() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        Options::new().interval(None).allowed(Allowed { fault_events: false, ..Allowed::ALL });
+    let (store, c) = open(dir.path(), &options);
+    fill(&store, &c);
+    for round in 1..300 {
+        write_some(&c, 1, round);
+        store.stabilise().unwrap();
+    }
+    let way = store.stat().written_pages;
+    assert!(matches!(way, WrittenPages::NoFaultLog(_)), "{way}");
+    assert!(way.to_string().contains("CAP_PERFMON"), "{way}");
+    assert_eq!(store.counters().memory.log_readings, 0);
+}
