@@ -23,6 +23,7 @@ const PIECES_KEPT: usize = 64;
 /// buffers stay (up to 64 MiB).
 pub struct Batch {
     sealer: Sealer,
+    association: u32,
     pieces: Vec<AlignedBuf>,
     /// What each place in the pieces holds; `None` is a hole.
     slots: Vec<Option<Image>>,
@@ -47,6 +48,7 @@ impl Batch {
     pub(crate) fn new(sealer: Sealer) -> Self {
         Batch {
             sealer,
+            association: 0,
             pieces: Vec::new(),
             slots: Vec::new(),
             holes: Vec::new(),
@@ -172,6 +174,28 @@ impl Batch {
                 self.leave_slot(slot);
             }
         }
+    }
+
+    /// Has the batch belong to an association: those who are stabilised together (catalogue B7). It stands in the log
+    /// beside what the batch held; 0, as in a new batch, if there is only one.
+    pub fn set_association(&mut self, association: u32) {
+        self.association = association;
+    }
+
+    /// The association that the batch belongs to.
+    #[must_use]
+    pub fn association(&self) -> u32 {
+        self.association
+    }
+
+    /// Images, zero pages and dropped containers in it.
+    pub(crate) fn entries_most(&self) -> usize {
+        self.index.len() + self.dropped.len()
+    }
+
+    /// Whether it holds pages of this container.
+    pub(crate) fn holds_any_of(&self, container: ContainerId) -> bool {
+        self.index.keys().any(|id| id.container == container)
     }
 
     /// Whether the batch holds this page, as an image or as zero.

@@ -199,6 +199,7 @@ impl Store {
             segments: table.segments,
             versions: table.versions,
             pinned: versions.snapshots.pinned,
+            groups: self.groups.load(Ordering::SeqCst),
             table: table.extents.clone(),
         };
         let mut generations = Vec::new();

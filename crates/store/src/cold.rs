@@ -166,6 +166,8 @@ impl Cold {
             serial: 0,
             sequence: 0,
             ordinal: 0,
+            association: 0,
+            group: 0,
             last: false,
             previous: 0,
             next_segment: Place::NONE,

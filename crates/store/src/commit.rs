@@ -3,6 +3,7 @@
 //! when there is no room. Read [`Store::commit`] first.
 
 use std::io::IoSlice;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -49,11 +50,12 @@ pub(crate) struct Writer {
     headers: Option<AlignedBuf>,
 }
 
-/// A chunk, and which of the batch's images are its payload.
+/// A chunk, and which images of which batch are its payload.
 #[derive(Debug)]
 struct Planned {
     at: Place,
     chunk: Chunk,
+    batch: usize,
     first_image: usize,
     images: usize,
 }
@@ -67,65 +69,146 @@ struct Plan {
     has_images: bool,
 }
 
+/// What one batch asks to have recorded.
+#[derive(Debug)]
+struct Asked {
+    association: u32,
+    entries: Vec<(Entry, u64)>,
+    images: usize,
+}
+
 impl Store {
     /// Makes everything in the batch stable, all or nothing: when this returns `Ok`, it is durable
     /// (catalogue B1, B6). The batch is then empty, with its memory kept for the next one.
+    ///
+    /// Several threads may do so at once: those who come while one is at it go together behind it, with one
+    /// flush for all (see `group`). Each batch is still all or nothing by itself.
     ///
     /// # Errors
     /// The store is as before and the batch still holds everything: committing it again, or with newer images, is
     /// right. After a failed write or flush that goes to another place, behind new roots.
     pub fn commit(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
         self.check_writable()?;
-        let mut writer = self.writer();
-        let images = batch.settle();
-        let entries = self.entries(batch, &images);
-        if entries.is_empty() {
+        self.commit_with_others(batch)
+    }
+
+    /// Whether a record of so many entries is flushed before its commit chunk is written.
+    pub(crate) fn is_heavy(&self, entries: usize) -> bool {
+        entries as u64 >= self.layout().chunk_blocks()
+    }
+
+    /// Commits batches, in their order, with the flushes of one; each is all or nothing, and an outcome of its own.
+    /// Only the last may be heavy. If there is no room for all of them together, each has to make do by itself.
+    pub(crate) fn commit_together(
+        &self,
+        writer: &mut Writer,
+        batches: &mut [&mut Batch],
+    ) -> Vec<Result<Committed, CommitError>> {
+        match self.commit_records(writer, batches) {
+            Ok(committed) => committed.into_iter().map(Ok).collect(),
+            Err(CommitError::NoSpace { .. }) if batches.len() > 1 => batches
+                .iter_mut()
+                .map(|batch| {
+                    let committed = self.commit_records(writer, std::slice::from_mut(batch))?;
+                    Ok(committed.into_iter().next().expect("there is one for each batch"))
+                })
+                .collect(),
+            Err(error) => {
+                let mut outcomes: Vec<_> = batches.iter().map(|_| Err(error.again())).collect();
+                if planted::is(Bug::FollowersUnflushed) {
+                    let told = || Ok(self.nothing_to_commit());
+                    outcomes[1..].iter_mut().for_each(|outcome| *outcome = told());
+                }
+                outcomes[0] = Err(error);
+                outcomes
+            }
+        }
+    }
+
+    fn commit_records(
+        &self,
+        writer: &mut Writer,
+        batches: &mut [&mut Batch],
+    ) -> Result<Vec<Committed>, CommitError> {
+        let mut asked: Vec<Asked> = Vec::with_capacity(batches.len());
+        for i in 0..batches.len() {
+            let images = batches[i].settle();
+            let (earlier, rest) = batches.split_at(i);
+            asked.push(Asked {
+                association: rest[0].association(),
+                entries: self.entries(&*rest[0], &images, earlier),
+                images: images.len(),
+            });
+        }
+        if asked.iter().all(|asked| asked.entries.is_empty()) {
             if writer.suspect {
                 // To say that the state is stable, an attempt that failed must be out of the way.
-                self.begin_epoch(&mut writer)?;
+                self.begin_epoch(writer)?;
             }
-            batch.clear();
-            return Ok(self.nothing_to_commit());
+            batches.iter_mut().for_each(|batch| batch.clear());
+            return Ok(asked.iter().map(|_| self.nothing_to_commit()).collect());
+        }
+        let records = asked.iter().filter(|asked| !asked.entries.is_empty()).count();
+        if records > 1 && !self.groups.swap(true, Ordering::SeqCst) {
+            // Both roots must say so before there is such a thing in the chain.
+            writer.epoch = None;
         }
         let grown_before = self.state().space.segments();
         // Only images take a block each; pages that became zero lie in the chunks' headers.
-        let blocks_needed = (images.len() + entries.len().div_ceil(CHUNK_ENTRIES)) as u64;
+        let blocks_needed: usize = asked
+            .iter()
+            .map(|asked| asked.images + asked.entries.len().div_ceil(CHUNK_ENTRIES))
+            .sum();
         let mut no_room;
         loop {
             if writer.epoch != Some(self.disk.failures()) {
-                self.begin_epoch(&mut writer)?;
+                self.begin_epoch(writer)?;
             }
-            no_room = self.make_room(blocks_needed).err();
+            no_room = self.make_room(blocks_needed as u64).err();
             // Making room may have met a failure of its own, and then a new epoch is due again.
             if writer.epoch == Some(self.disk.failures()) {
                 break;
             }
         }
-        let plan = self.plan_with_room(&entries, no_room)?;
+        let plan = self.plan_with_room(&asked, no_room)?;
         let file_grown =
             (self.state().space.segments() - grown_before) as u64 * self.layout().segment_blocks;
-        let written = self.write_record(&mut writer, batch, plan);
+        // Should this end in a panic, what has been written is as suspect as after an error.
+        let epoch = writer.epoch.take();
+        let suspect = std::mem::replace(&mut writer.suspect, true);
+        let written = self.write_records(writer, batches, plan);
         let (plan, flushes) = match written {
             Ok(written) => written,
             Err(error) => {
-                writer.epoch = None;
-                writer.suspect = true;
                 self.needs_epoch.store(true, Ordering::SeqCst);
                 return Err(error);
             }
         };
+        (writer.epoch, writer.suspect) = (epoch, suspect);
         let blocks: u64 = plan.chunks.iter().map(|planned| planned.chunk.blocks()).sum();
         self.note_need(blocks / self.layout().segment_blocks);
-        self.enter_record(&plan);
-        batch.clear();
-        Ok(Committed {
-            sequence: plan.behind.sequence,
-            pages: images.len() as u64,
-            bytes_written: blocks * BLOCK as u64,
-            flushes,
-            file_grown: file_grown * BLOCK as u64,
-            maintain_soon: self.wants_maintenance(),
-        })
+        let mut sequence = self.enter_records(&plan);
+        let maintain_soon = self.wants_maintenance();
+        let mut shared = (flushes, file_grown * BLOCK as u64);
+        let mut committed = Vec::with_capacity(batches.len());
+        for (i, (batch, asked)) in batches.iter_mut().zip(&asked).enumerate() {
+            let chunks = plan.chunks.iter().filter(|planned| planned.batch == i);
+            let blocks: u64 = chunks.map(|planned| planned.chunk.blocks()).sum();
+            // What they share is told once.
+            let (flushes, file_grown) =
+                if blocks > 0 { std::mem::take(&mut shared) } else { (0, 0) };
+            sequence += u64::from(blocks > 0);
+            batch.clear();
+            committed.push(Committed {
+                sequence,
+                pages: asked.images as u64,
+                bytes_written: blocks * BLOCK as u64,
+                flushes,
+                file_grown,
+                maintain_soon,
+            });
+        }
+        Ok(committed)
     }
 
     fn nothing_to_commit(&self) -> Committed {
@@ -140,13 +223,19 @@ impl Store {
     }
 
     /// The record's entries: containers dropped, then images, then zero pages. What is known to be so
-    /// already is left out.
-    fn entries(&self, batch: &Batch, images: &[Image]) -> Vec<(Entry, u64)> {
+    /// already is left out, unless an `earlier` batch of the same group changes it.
+    fn entries(
+        &self,
+        batch: &Batch,
+        images: &[Image],
+        earlier: &[&mut Batch],
+    ) -> Vec<(Entry, u64)> {
         let state = self.state();
         let known = |container| {
             state.trees.contains_key(&container)
                 || state.active.changes(container).is_some()
                 || state.frozen.as_ref().is_some_and(|f| f.changes(container).is_some())
+                || earlier.iter().any(|batch| batch.holds_any_of(container))
         };
         let zero_already = |id: PageId| match state.find_in_layers(id) {
             Some(at) => at.is_never(),
@@ -158,7 +247,8 @@ impl Store {
         let zeros = batch
             .zeros()
             .into_iter()
-            .filter(|id| !zero_already(*id) && drops.binary_search(&id.container).is_err());
+            .filter(|id| !zero_already(*id) || earlier.iter().any(|batch| batch.contains(*id)))
+            .filter(|id| drops.binary_search(&id.container).is_err());
         let mut entries: Vec<(Entry, u64)> =
             drops.iter().map(|&container| (Entry::Drop(container), 0)).collect();
         entries.extend(images.iter().map(|image| (Entry::Image(image.id), image.checksum)));
@@ -168,13 +258,13 @@ impl Store {
 
     fn plan_with_room(
         &self,
-        entries: &[(Entry, u64)],
+        asked: &[Asked],
         mut no_room: Option<CommitError>,
     ) -> Result<Plan, CommitError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         loop {
-            let planned = plan(&mut self.state_mut(), entries, time);
+            let planned = plan(&mut self.state_mut(), asked, time);
             match planned {
                 Ok(plan) => return Ok(plan),
                 Err(NoSegment) => match no_room.take() {
@@ -187,10 +277,10 @@ impl Store {
     }
 
     /// Writes and flushes; returns the plan with all checksums filled in, and how many flushes it took.
-    fn write_record(
+    fn write_records(
         &self,
         writer: &mut Writer,
-        batch: &Batch,
+        batches: &[&mut Batch],
         mut plan: Plan,
     ) -> Result<(Plan, u32), CommitError> {
         let since = self.disk.failures();
@@ -215,7 +305,8 @@ impl Store {
             let mut parts = Vec::new();
             for planned in group {
                 parts.push(IoSlice::new(&headers[done * BLOCK..(done + 1) * BLOCK]));
-                parts.extend(batch.slices(planned.first_image, planned.images).map(IoSlice::new));
+                let images = batches[planned.batch].slices(planned.first_image, planned.images);
+                parts.extend(images.map(IoSlice::new));
                 done += 1;
             }
             groups.push((group[0].at.offset(), parts));
@@ -241,7 +332,8 @@ impl Store {
         Ok((plan, if has_commit { 2 } else { 1 }))
     }
 
-    fn enter_record(&self, plan: &Plan) {
+    /// Enters what has been written into the map; the number of the stabilisation before.
+    fn enter_records(&self, plan: &Plan) -> u64 {
         let mut state = self.state_mut();
         for planned in &plan.chunks {
             for (entry, at) in planned.chunk.located(planned.at) {
@@ -249,7 +341,9 @@ impl Store {
             }
             state.replay_blocks += replay_cost(&planned.chunk);
         }
+        let before = state.position.sequence;
         state.position = plan.behind;
+        before
     }
 }
 
@@ -257,19 +351,43 @@ pub(crate) fn replay_cost(chunk: &Chunk) -> u64 {
     chunk.blocks().min(CHUNK_REPLAY_BLOCKS)
 }
 
-/// Cuts the entries into chunks behind the current position, taking segments as needed.
-fn plan(state: &mut State, entries: &[(Entry, u64)], time: u64) -> Result<Plan, NoSegment> {
+/// Cuts the batches' entries into chunks behind the current position, taking segments as needed.
+fn plan(state: &mut State, asked: &[Asked], time: u64) -> Result<Plan, NoSegment> {
+    let mut plan = Plan {
+        chunks: Vec::new(),
+        behind: LogPosition { time, ..state.position },
+        segments_taken: 0,
+        has_images: asked.iter().any(|asked| asked.images > 0),
+    };
+    let asking = asked.iter().enumerate().filter(|(_, asked)| !asked.entries.is_empty());
+    for (group, (batch, asked)) in asking.enumerate() {
+        plan.behind.sequence += 1;
+        let head = Head { batch, association: asked.association, group: group as u32 };
+        plan_record(state, &mut plan, &head, &asked.entries)?;
+    }
+    Ok(plan)
+}
+
+/// What all chunks of a record have in common.
+struct Head {
+    batch: usize,
+    association: u32,
+    /// Records of the same group before it.
+    group: u32,
+}
+
+fn plan_record(
+    state: &mut State,
+    plan: &mut Plan,
+    head: &Head,
+    entries: &[(Entry, u64)],
+) -> Result<(), NoSegment> {
     let layout = state.space.layout();
     let most = layout.chunk_blocks();
     let light = entries.len() < most as usize;
-    let mut plan = Plan {
-        chunks: Vec::new(),
-        behind: LogPosition { sequence: state.position.sequence + 1, time, ..state.position },
-        segments_taken: 0,
-        has_images: entries.iter().any(|(entry, _)| entry.has_payload()),
-    };
     let mut rest = entries;
     let mut first_image = 0;
+    let mut ordinal = 0;
     while !rest.is_empty() {
         let room = (layout.room(plan.behind.place).min(most) - 1) as usize;
         let mut images = 0;
@@ -286,22 +404,25 @@ fn plan(state: &mut State, entries: &[(Entry, u64)], time: u64) -> Result<Plan, 
         let (these, others) = rest.split_at(count);
         let last = light && others.is_empty();
         let chunk = (ChunkKind::Record, last, these.to_vec());
-        push_chunk(state, &mut plan, chunk, first_image, images)?;
+        push_chunk(state, plan, head, ordinal, chunk, first_image..first_image + images)?;
+        ordinal += 1;
         first_image += images;
         rest = others;
     }
     if !light {
-        push_chunk(state, &mut plan, (ChunkKind::Commit, false, Vec::new()), first_image, 0)?;
+        let commit = (ChunkKind::Commit, false, Vec::new());
+        push_chunk(state, plan, head, ordinal, commit, first_image..first_image)?;
     }
-    Ok(plan)
+    Ok(())
 }
 
 fn push_chunk(
     state: &mut State,
     plan: &mut Plan,
+    head: &Head,
+    ordinal: u32,
     (kind, last, entries): (ChunkKind, bool, Vec<(Entry, u64)>),
-    first_image: usize,
-    images: usize,
+    images: Range<usize>,
 ) -> Result<(), NoSegment> {
     let behind = &mut plan.behind;
     if behind.next_segment.is_none() {
@@ -319,7 +440,9 @@ fn push_chunk(
         epoch: behind.epoch,
         serial: behind.serial,
         sequence: behind.sequence,
-        ordinal: plan.chunks.len() as u32,
+        ordinal,
+        association: head.association,
+        group: head.group,
         last,
         previous: 0,
         next_segment: behind.next_segment,
@@ -330,6 +453,7 @@ fn push_chunk(
     let layout = state.space.layout();
     (behind.place, behind.next_segment) = layout.behind(at, chunk.blocks(), behind.next_segment);
     behind.serial += 1;
-    plan.chunks.push(Planned { at, chunk, first_image, images });
+    let (first_image, images) = (images.start, images.len());
+    plan.chunks.push(Planned { at, chunk, batch: head.batch, first_image, images });
     Ok(())
 }

@@ -282,6 +282,7 @@ fn format_medium(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()>
             segments: 0,
             versions: 0,
             pinned: 0,
+            groups: false,
             table: Vec::new(),
         };
         put(block, &root.encode(superblock.store_id, slot));

@@ -257,6 +257,23 @@ impl CommitError {
     }
 }
 
+impl CommitError {
+    /// The same for another who is concerned.
+    pub(crate) fn again(&self) -> Self {
+        let again = |source: &io::Error| match source.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(source.kind(), source.to_string()),
+        };
+        match self {
+            CommitError::NoSpace { source } => CommitError::NoSpace { source: again(source) },
+            CommitError::Io { action, source } => CommitError::Io { action, source: again(source) },
+            CommitError::Damaged(damage) => CommitError::Damaged(damage.clone()),
+            CommitError::Limit(what) => CommitError::Limit(what),
+            CommitError::ReadOnly => CommitError::ReadOnly,
+        }
+    }
+}
+
 impl From<ReadError> for CommitError {
     fn from(error: ReadError) -> Self {
         match error {

@@ -25,7 +25,10 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 /// the first takes the second for no root at all, since it is sealed in another way.
 const ROOT_VERSION: u32 = 1;
 const ROOT_VERSION_SNAPSHOTS: u32 = 2;
-pub(crate) const ROOT_VERSION_NEWEST: u32 = ROOT_VERSION_SNAPSHOTS;
+/// As the second, of a store in whose chain there may be stabilisations that shared a flush. A reader that does
+/// not know of those would believe too much of what it finds at the chain's end.
+const ROOT_VERSION_GROUPS: u32 = 3;
+pub(crate) const ROOT_VERSION_NEWEST: u32 = ROOT_VERSION_GROUPS;
 
 const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"STEADLOG");
 const ROOT_MAGIC: u64 = u64::from_le_bytes(*b"STEADRUT");
@@ -332,6 +335,8 @@ pub(crate) struct Root {
     pub(crate) versions: u32,
     /// Blocks that nothing but snapshots refers to.
     pub(crate) pinned: u64,
+    /// Whether stabilisations of the chain may have shared a flush.
+    pub(crate) groups: bool,
     pub(crate) table: Vec<Extent>,
 }
 
@@ -342,7 +347,11 @@ impl Root {
         let mut block = vec![0; BLOCK];
         let p = &self.position;
         put(&mut block, 0, &ROOT_MAGIC.to_le_bytes());
-        let version = if self.versions == 0 { ROOT_VERSION } else { ROOT_VERSION_SNAPSHOTS };
+        let version = match self {
+            Root { groups: true, .. } => ROOT_VERSION_GROUPS,
+            Root { versions: 0, .. } => ROOT_VERSION,
+            Root { .. } => ROOT_VERSION_SNAPSHOTS,
+        };
         put(&mut block, 8, &version.to_le_bytes());
         put(&mut block, 12, &(self.table.len() as u32).to_le_bytes());
         put(&mut block, 16, &store_id.to_le_bytes());
@@ -417,6 +426,7 @@ impl Root {
             segments: get_u32(block, 108),
             versions: get_u32(block, 112),
             pinned: get_u64(block, 120),
+            groups: get_u32(block, 8) >= ROOT_VERSION_GROUPS,
             table,
         })
     }
@@ -445,6 +455,10 @@ pub(crate) struct Chunk {
     pub(crate) sequence: u64,
     /// Which chunk of its stabilisation this is.
     pub(crate) ordinal: u32,
+    /// Whose stabilisation this is.
+    pub(crate) association: u32,
+    /// Stabilisations right before this one that were written under the same flush.
+    pub(crate) group: u32,
     /// Whether the stabilisation ends with this record chunk, without a commit chunk.
     pub(crate) last: bool,
     /// Checksum of the header before it in the chain.
@@ -469,7 +483,7 @@ impl Chunk {
         put(block, 32, &self.serial.to_le_bytes());
         put(block, 40, &self.sequence.to_le_bytes());
         put(block, 48, &self.ordinal.to_le_bytes());
-        // 52: the association, 0 until there are several.
+        put(block, 52, &self.association.to_le_bytes());
         block[56] = match self.kind {
             ChunkKind::Record => 1,
             ChunkKind::Commit => 2,
@@ -483,6 +497,7 @@ impl Chunk {
         // 80: place of an undo list; 96: round of a distributed stabilisation; 104: the sequence of
         // another association that this one commits after. All 0 until there are such things.
         put(block, 88, &self.time.to_le_bytes());
+        put(block, 112, &self.group.to_le_bytes());
         for (i, &(entry, checksum)) in self.entries.iter().enumerate() {
             let at = CHUNK_FIXED + i * ENTRY_BYTES;
             put(block, at, &entry.id().0.to_le_bytes());
@@ -521,6 +536,8 @@ impl Chunk {
             serial: get_u64(block, 32),
             sequence: get_u64(block, 40),
             ordinal: get_u32(block, 48),
+            association: get_u32(block, 52),
+            group: get_u32(block, 112),
             last: block[57] & FLAG_LAST != 0,
             previous: get_u64(block, 64),
             next_segment: Place(get_u64(block, 72)),
@@ -531,6 +548,17 @@ impl Chunk {
                 .collect(),
         };
         (usize::from(get_u16(block, 60)) == chunk.payload_blocks()).then_some((chunk, checksum))
+    }
+
+    /// The last stabilisation that had been flushed when this chunk, of the record chain, was written.
+    pub(crate) fn proves(&self) -> u64 {
+        match self.kind {
+            // Its group is flushed before it; of a group only the last stabilisation has a commit chunk.
+            ChunkKind::Commit => self.sequence,
+            ChunkKind::Record | ChunkKind::Cold => {
+                self.sequence.saturating_sub(1 + u64::from(self.group))
+            }
+        }
     }
 
     /// Whether the block was, before something happened to it, or was to become, chunk `serial` of `epoch`: as
@@ -603,6 +631,8 @@ mod tests {
             serial: 12,
             sequence: 10,
             ordinal: 0,
+            association: 0,
+            group: 0,
             last: true,
             previous: 0xFEED,
             next_segment: Place(1040),
@@ -636,6 +666,7 @@ mod tests {
             segments: 4,
             versions: 0,
             pinned: 0,
+            groups: false,
             table: vec![Extent { place: Place(2001), blocks: 1, checksum: 0xBEEF }],
         };
         let block = root.encode(superblock().store_id, 1);
@@ -681,6 +712,7 @@ mod tests {
                 segments: 4,
                 versions: [0, 700][table_len % 2],
                 pinned: table_len as u64,
+                groups: table_len == 1,
                 table,
             };
             for slot in 0..2 {
@@ -711,6 +743,7 @@ mod tests {
             segments: 0,
             versions: 0,
             pinned: 0,
+            groups: false,
             table: vec![],
         };
         let superblock = superblock().encode();

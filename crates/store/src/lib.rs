@@ -39,6 +39,7 @@ mod disk;
 mod error;
 mod file;
 mod format;
+mod group;
 mod keep;
 mod layer;
 mod medium;

@@ -18,6 +18,10 @@ pub enum Bug {
     RetriedFlush,
     /// A new epoch is begun behind one new root; the other stays as it was.
     OneRoot,
+    /// Whoever shares another's flush is told so before it has come to pass.
+    FollowersUnflushed,
+    /// Recovery takes a record for flushed because another follows it, though both shared a flush.
+    GroupBelieved,
     /// The first unreadable chunk is taken for the end of the log.
     BlindTail,
     /// Restoring does not look at the checksums of a backup.

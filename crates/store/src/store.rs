@@ -11,6 +11,7 @@ use crate::commit::Writer;
 use crate::disk::{Counters, Disk};
 use crate::error::CommitError;
 use crate::format::{BLOCK, Entry, HEADER_BLOCKS, Located, LogPosition, Superblock};
+use crate::group::Queue;
 use crate::keep::Keeper;
 use crate::layer::Layer;
 use crate::recover::Hold;
@@ -28,11 +29,15 @@ pub struct Store {
     pub(crate) state: RwLock<State>,
     /// Locked before `keeper`, and both before `state`.
     pub(crate) writer: Mutex<Writer>,
+    /// Locked before `writer`, for moments.
+    pub(crate) queue: Queue,
     pub(crate) keeper: Mutex<Keeper>,
     /// Held while the file is made longer; locked after `keeper`, before `state`.
     pub(crate) growing: Mutex<()>,
     /// Whether the next stabilisation would have to begin an epoch first.
     pub(crate) needs_epoch: AtomicBool,
+    /// Whether stabilisations of the chain may have shared a flush. Once true it stays so.
+    pub(crate) groups: AtomicBool,
     /// Segments that the largest recent stabilisation took.
     pub(crate) recent_need: AtomicU64,
     /// By [`crate::space::Space`]'s clock, when cleaning last found nothing to gain; 0 if it never did.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::medium::Medium;
 
+pub mod groups;
 pub mod snapshots;
 pub mod torture;
 
