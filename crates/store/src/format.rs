@@ -730,6 +730,13 @@ mod tests {
             assert_eq!(Chunk::decode(&block, 1), Some((chunk, seal)));
             assert_eq!(Chunk::decode(&block, 2), None);
         }
+        let mut block = [7; BLOCK];
+        let chunk = Chunk { association: 0x0102, group: 4, ..chunk() };
+        chunk.encode(1, &mut block);
+        assert_eq!((get_u32(&block, 52), get_u32(&block, 112)), (0x0102, 4));
+        assert_eq!(chunk.proves(), 10 - 1 - 4);
+        assert_eq!(Chunk { kind: ChunkKind::Commit, ..chunk.clone() }.proves(), 10);
+        assert_eq!(Chunk::decode(&block, 1).map(|(chunk, _)| chunk), Some(chunk));
     }
 
     #[test]
