@@ -270,21 +270,21 @@ impl Disk {
 
 fn damage(entry: Entry, at: Located, how: &str) -> Damage {
     let offset = at.place.offset();
-    let (page, what) = match entry {
-        Entry::Image(id) => (Some(id), format!("the image of {id} {how}")),
-        Entry::Node(node) => {
-            let first = u64::from(node.index) << (8 * (u32::from(node.level) + 1));
-            let container = node.container;
-            let level = node.level;
-            let what = format!(
-                "the map of container {container} from page {first} on (level {level}) {how}"
-            );
-            (None, what)
+    match entry {
+        Entry::Image(id) => {
+            Damage { page: Some(id), ..Damage::new(offset, format!("the image of {id} {how}")) }
         }
-        Entry::Table(index) => (None, format!("block {index} of the table {how}")),
+        Entry::Node(node) => {
+            let (container, pages) = (node.container, node.pages());
+            let (first, end, level) = (pages.start, pages.end, node.level);
+            let what = format!(
+                "the map of container {container} from page {first} to {end} (level {level}) {how}"
+            );
+            Damage { map_of: Some((container, pages)), ..Damage::new(offset, what) }
+        }
+        Entry::Table(index) => Damage::new(offset, format!("block {index} of the table {how}")),
         Entry::Zero(_) | Entry::Drop(_) => unreachable!("these have no block"),
-    };
-    Damage { page, offset, what }
+    }
 }
 
 impl Nodes for Disk {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use stead_model::PageId;
+use stead_model::{ContainerId, PageId, PageRange};
 use thiserror::Error;
 
 /// Something in the file is not as it was written (catalogue B12). Never a wrong byte: the damaged part
@@ -14,6 +14,8 @@ use thiserror::Error;
 pub struct Damage {
     /// The page that cannot be had, if it is one.
     pub page: Option<PageId>,
+    /// The pages that cannot be found any more, if it is a part of a container's map.
+    pub map_of: Option<(ContainerId, PageRange)>,
     /// Where, in bytes from the start of the store's file `log`.
     pub offset: u64,
     /// What it was, and in which way it is wrong.
@@ -22,7 +24,7 @@ pub struct Damage {
 
 impl Damage {
     pub(crate) fn new(offset: u64, what: impl Into<String>) -> Self {
-        Damage { page: None, offset, what: what.into() }
+        Damage { page: None, map_of: None, offset, what: what.into() }
     }
 
     /// Where and in which way it is wrong, for those who name the page themselves.

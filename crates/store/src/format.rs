@@ -3,7 +3,7 @@
 //!
 //! All numbers are little-endian. The unit of place is the block of [`BLOCK`] bytes.
 
-use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
+use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Bytes in a block, the unit of places in the file. One page fills one block.
@@ -138,6 +138,15 @@ pub(crate) struct NodeId {
     pub(crate) container: ContainerId,
     pub(crate) level: u8,
     pub(crate) index: u32,
+}
+
+impl NodeId {
+    /// The pages whose places the node, or those below it, tell.
+    pub(crate) fn pages(self) -> PageRange {
+        let shift = 8 * (u32::from(self.level) + 1);
+        let first = u64::from(self.index) << shift;
+        PageRange::new(first, first + (1 << shift))
+    }
 }
 
 const OP_IMAGE: u64 = 0;

@@ -51,6 +51,7 @@ mod reader;
 mod recover;
 #[allow(unsafe_code)]
 mod ring;
+mod scrub;
 pub mod sim;
 mod snapshot;
 mod space;
@@ -72,6 +73,7 @@ pub use keep::Maintained;
 pub use medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
 pub use read::{Run, Stored};
 pub use recover::OpenReport;
+pub use scrub::{ScrubProgress, Scrubbed};
 pub use snapshot::SnapshotError;
 pub use store::{Stat, Store, StoreHeader};
 pub use verify::{Accounting, Verified, VerifyProgress};

@@ -36,6 +36,8 @@ pub enum Bug {
     MovedInLiveOnly,
     /// Dropping a snapshot keeps what nobody else has.
     DroppedButKept,
+    /// A scrub reads images and does not look at them.
+    ScrubLooksAway,
 }
 
 #[cfg(feature = "planted")]

@@ -103,6 +103,12 @@ impl Tree {
         })
     }
 
+    /// The same map with nothing of it in memory. It must be one that is in force, and so stored.
+    pub(crate) fn unloaded(&self) -> Tree {
+        let root = Child { stored: self.root.stored, loaded: OnceLock::new() };
+        Tree { root, origins: self.origins.clone(), ..*self }
+    }
+
     /// The same map as another container's.
     pub(crate) fn branch(&self, container: ContainerId) -> Tree {
         let mut origins = vec![self.container];

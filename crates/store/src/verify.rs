@@ -185,7 +185,7 @@ impl Store {
         }
     }
 
-    fn check_header(&self, damages: &mut Vec<Damage>) -> Result<(), ReadError> {
+    pub(crate) fn check_header(&self, damages: &mut Vec<Damage>) -> Result<(), ReadError> {
         let mut block = vec![0; BLOCK];
         for at in SUPERBLOCKS {
             self.disk.read_from_disk(Place(at).offset(), &mut block)?;
@@ -355,7 +355,8 @@ impl Found {
         self.damages.push(match error {
             ReadError::Damaged(damage) => damage,
             ReadError::Io { source, .. } => {
-                Damage { page, offset: place.offset(), what: format!("cannot be read: {source}") }
+                let what = format!("cannot be read: {source}");
+                Damage { page, ..Damage::new(place.offset(), what) }
             }
         });
     }

@@ -104,6 +104,13 @@ impl<'a> View<'a> {
         layers.filter_map(|layer| layer.changes(container).cloned()).collect()
     }
 
+    /// A container's map, what the layers have over it, and the version of the maps.
+    pub(crate) fn map_of(&self, container: ContainerId) -> (Option<Arc<Tree>>, Vec<Changes>, u64) {
+        let state = self.store.state();
+        let tree = self.trees(&state).get(&container).cloned();
+        (tree, self.changes(&state, container), state.version)
+    }
+
     /// The containers of which something may be stored, in order.
     #[must_use]
     pub fn containers(&self) -> Vec<ContainerId> {
@@ -127,11 +134,7 @@ impl<'a> View<'a> {
     /// If the container's map is damaged or cannot be read.
     pub fn stored_pages(&self, container: ContainerId) -> Result<Vec<PageRange>, ReadError> {
         loop {
-            let (tree, changes, version) = {
-                let state = self.store.state();
-                let tree = self.trees(&state).get(&container).cloned();
-                (tree, self.changes(&state, container), state.version)
-            };
+            let (tree, changes, version) = self.map_of(container);
             let mut pages = Pages::default();
             if let Some(tree) = tree
                 && !changes.iter().any(|changes| changes.dropped)
