@@ -13,6 +13,7 @@ mod demo;
 mod doctor;
 mod ls;
 mod output;
+mod scrub;
 mod stat;
 mod units;
 mod verify;
@@ -66,6 +67,17 @@ enum Command {
         #[arg(long)]
         leaks: bool,
     },
+    /// Read everything that a store refers to, and name what is damaged
+    ///
+    /// Reads superblocks, roots, maps and all pages, those of snapshots too, from the disk itself past the page cache, and checks
+    /// their checksums. A store in use stays usable meanwhile. Repairs nothing.
+    Scrub {
+        /// Directory of the store
+        dir: PathBuf,
+        /// Read at most so much in a second, like 100MiB/s
+        #[arg(long, value_parser = units::rate)]
+        rate: Option<u64>,
+    },
     /// What this kernel, user and container allow, and what to do about what is missing
     Doctor {
         /// A store to look at too: does it open, does its file system take direct writes
@@ -80,6 +92,7 @@ fn main() -> ExitCode {
         Command::Ls { dir } => answer(json, "ls", ls::run(&dir)),
         Command::Stat { dir } => answer(json, "stat", stat::run(&dir)),
         Command::Verify { dir, leaks } => answer(json, "verify", verify::run(&dir, leaks)),
+        Command::Scrub { dir, rate } => answer(json, "scrub", scrub::run(&dir, rate)),
         Command::Doctor { dir } => answer(json, "doctor", doctor::run(dir.as_deref())),
     }
 }

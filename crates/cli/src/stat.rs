@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::output::{Failure, Outcome, Report};
+use crate::output::{Outcome, Report};
 use crate::units::{ago, bytes};
 
 /// What there is.
@@ -33,7 +33,7 @@ struct Container {
     address: String,
     address_bytes: u64,
     stored_bytes: u64,
-    /// Null where the store is damaged, and for the system container.
+    /// Null where the container is damaged, and for the system container.
     live_bytes: Option<u64>,
     root: Option<String>,
     clusters: Vec<Cluster>,
@@ -47,8 +47,7 @@ struct Cluster {
 
 pub(crate) fn run(dir: &Path) -> Outcome<Found> {
     let mut store = crate::open(dir)?;
-    // Touching a damaged page ends the process, so a damaged store is not walked.
-    let is_sound = store.site().verify_store(&mut |_| {}).map_err(Failure::not_done)?.is_clean();
+    let mut is_sound = true;
     let stat = store.stat();
     let mut containers: Vec<Container> = stat
         .containers
@@ -64,14 +63,24 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
             clusters: Vec::new(),
         })
         .collect();
-    let names = if is_sound { store.names() } else { Vec::new() };
-    for names in names.chunks(crate::AT_A_TIME) {
+    for names in store.names().chunks(crate::AT_A_TIME) {
         for name in names {
-            let opened = store.site().existing(name)?;
+            let opened = match store.site().existing(name) {
+                Err(error) if error.is_damage() => {
+                    is_sound = false;
+                    continue;
+                }
+                opened => opened?,
+            };
             let Some(seen) = containers.iter_mut().find(|c| c.id == opened.id().0) else {
                 continue;
             };
-            seen.live_bytes = Some(store.site().verify_container(&opened)?.live_bytes);
+            // Touching a damaged page would end the process.
+            if opened.check_all().is_ok() {
+                seen.live_bytes = Some(store.site().verify_container(&opened)?.live_bytes);
+            } else {
+                is_sound = false;
+            }
             seen.root = opened.root_type().map(|t| t.name);
             let clusters = opened.clusters().into_iter();
             seen.clusters = clusters.map(|(number, windows)| Cluster { number, windows }).collect();
@@ -126,6 +135,8 @@ impl Report for Found {
             crate::say!("  stored               {}", bytes(c.stored_bytes));
             if let Some(live_bytes) = c.live_bytes {
                 crate::say!("  live                 {}", bytes(live_bytes));
+            }
+            if !c.clusters.is_empty() {
                 crate::say!("  root                 {}", c.root.as_deref().unwrap_or("(no root)"));
             }
             for Cluster { number, windows } in &c.clusters {

@@ -14,6 +14,27 @@ pub(crate) fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// Bytes in a second, from something like `100MiB/s`, `2 GB/s` or `5000000`.
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
+    let words = || format!("{text:?} is no rate: write it like 100MiB/s");
+    let text = text.trim();
+    let text = text.strip_suffix("/s").unwrap_or(text).trim_end();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => return Err(words()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| words())? * factor;
+    if bytes < 1.0 { Err(words()) } else { Ok(bytes as u64) }
+}
+
 /// How long ago a moment was, in nanoseconds since 1970.
 pub(crate) fn ago(unix_ns: u64) -> String {
     let then = UNIX_EPOCH + Duration::from_nanos(unix_ns);
@@ -29,6 +50,17 @@ pub(crate) fn ago(unix_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_are_read() {
+        assert_eq!(rate("100MiB/s"), Ok(100 << 20));
+        assert_eq!(rate("1.5 GiB"), Ok(3 << 29));
+        assert_eq!(rate("20MB/s"), Ok(20_000_000));
+        assert_eq!(rate("4096"), Ok(4096));
+        for wrong in ["", "fast", "10 parsec", "0", "-3MiB", "1.2.3k"] {
+            assert!(rate(wrong).unwrap_err().contains("100MiB/s"), "{wrong}");
+        }
+    }
 
     #[test]
     fn bytes_are_short() {

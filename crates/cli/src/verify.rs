@@ -71,21 +71,22 @@ pub(crate) fn run(dir: &Path, leaks: bool) -> Outcome<Verdict> {
     let mut verdict = blocks(&store)?;
     verdict.unfinished = unfinished;
     verdict.shows_leaks = leaks;
-    // A container that has damaged pages is not walked: touching such a page ends the process.
-    let is_damaged = !verdict.is_well;
     let system = store.site().verify_system()?;
     verdict.walked("(system)", &system, leaks);
     for names in store.names().chunks(crate::AT_A_TIME) {
         for name in names {
-            if is_damaged {
-                verdict.not_walked(name, "the store is damaged".to_owned());
-                continue;
-            }
             match store.site().existing(name) {
-                Ok(opened) => {
-                    let report = store.site().verify_container(&opened)?;
-                    verdict.walked(name, &report, leaks);
-                }
+                // Touching a damaged page would end the process.
+                Ok(opened) => match opened.check_all() {
+                    Ok(()) => {
+                        let report = store.site().verify_container(&opened)?;
+                        verdict.walked(name, &report, leaks);
+                    }
+                    Err(damaged) => {
+                        verdict.is_well = false;
+                        verdict.not_walked(name, damaged.to_string());
+                    }
+                },
                 Err(error) => {
                     verdict.is_well = false;
                     verdict.not_walked(name, error.to_string());

@@ -270,6 +270,15 @@ impl Opened {
         Ok(self.place.bring(PageRange::new(first, end))?)
     }
 
+    /// Brings all of it into memory, for those who are about to walk through it.
+    ///
+    /// # Errors
+    /// As [`Opened::check`].
+    pub fn check_all(&self) -> Result<(), CheckError> {
+        let byte_len = self.place.reservation.windows() as usize * WINDOW_SIZE;
+        self.check(self.base()..Address(self.base().0 + byte_len))
+    }
+
     /// Brings the root into memory before the first section. Called with a section open.
     #[inline]
     pub(crate) fn check_root(&self) -> Result<(), SectionError> {

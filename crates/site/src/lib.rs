@@ -10,6 +10,7 @@ mod driver;
 pub mod error;
 mod join;
 pub mod options;
+mod scrub;
 pub mod site;
 pub mod stat;
 pub mod step;
@@ -20,8 +21,10 @@ pub use error::{
 };
 pub use join::Typed;
 pub use options::{ContainerOptions, OpenOptions};
+pub use scrub::{FoundDamage, LostPages, ScrubOptions, Scrubbed};
 pub use site::Site;
 pub use stat::{ContainerStat, Counters, SiteStat, WrittenPages};
 pub use stead_heap::{Damaged, PageKind, PageUse, Report as CheckReport};
 pub use stead_memory::{Allowed, Finding, Support};
+pub use stead_store::ScrubProgress;
 pub use step::rounds::Stable;

@@ -1,6 +1,7 @@
 //! A store that is open in this process: its threads, its containers, its stabilisations. Read
 //! [`Site::open`] first.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -13,7 +14,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stead_heap::{Arena, Damaged, Report, Root, Tx};
 use stead_memory::{Gate, LogUse, Mode, Reason, Reservation, Space};
 use stead_model::windows::{WindowAllocator, WindowRun};
-use stead_model::{ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo, PageRange, WINDOW_COUNT};
+use stead_model::{
+    Address, ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo, PageRange, WINDOW_COUNT,
+};
 use stead_store::{CreateOptions, OpenReport, ReadError, Store, Stored, Verified, VerifyProgress};
 
 use crate::container::{Changes, Opened, Place};
@@ -150,6 +153,22 @@ impl Site {
             .unwrap_or_default();
         names.sort_unstable();
         names
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Names and addresses of all containers, the system container's among them.
+    pub(crate) fn places(&self) -> HashMap<ContainerId, (String, Address)> {
+        let named = |(name, entry): (&str, Entry)| (entry.id(), (name.to_owned(), entry.base()));
+        let mut places: HashMap<_, _> = self
+            .system
+            .read(|directory, _| directory.iter().map(named).collect())
+            .unwrap_or_default();
+        let system = (SYSTEM_NAME.to_owned(), self.system.opened().base());
+        places.insert(ContainerId::SYSTEM, system);
+        places
     }
 
     /// Opens a container that is there, and whose root is an `R`.

@@ -80,6 +80,7 @@ pub use stead_site::{
     OpenErrorKind, OpenOptions, RemoveError, SectionError, SiteStat, StabiliseError, WrittenPages,
 };
 pub use stead_site::{CheckReport, Damaged, Finding, PageKind, PageUse, Support};
+pub use stead_site::{FoundDamage, LostPages, ScrubOptions, ScrubProgress, Scrubbed};
 
 #[doc(hidden)]
 pub use stead_heap::__private;

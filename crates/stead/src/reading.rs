@@ -2,13 +2,17 @@
 //! containers have reading sections and no others. Read [`open_read_only`] first.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 
 use stead_heap::{Read, Root};
 use stead_model::Address;
-use stead_site::{ContainerError, OpenError, OpenOptions, SectionError, Site, SiteStat, Typed};
+use stead_site::{
+    ContainerError, OpenError, OpenOptions, ScrubOptions, ScrubProgress, Scrubbed, SectionError,
+    Site, SiteStat, Typed,
+};
 
 /// A store that is open in this process for reading: one state of it, which stands still. Cheap to clone. Closed when
 /// the last clone and the last [`ReadContainer`] of it are dropped; until then the process that owns the store keeps
@@ -54,6 +58,27 @@ impl ReadStore {
     #[must_use]
     pub fn stat(&self) -> SiteStat {
         self.site.stat()
+    }
+
+    /// Reads everything that the store refers to, all snapshots among it, from the disk itself and checks it (B12), while
+    /// the store is in use; nothing waits for it. It repairs nothing. `progress` is told after each 256 KiB at the
+    /// most, and stops it with `Break`.
+    ///
+    /// ```no_run
+    /// # use stead::*; use std::ops::ControlFlow;
+    /// # fn weekly(store: &ReadStore) {
+    /// let gently = ScrubOptions::new().bytes_per_second(20 << 20);
+    /// for damage in store.scrub(&gently, |_| ControlFlow::Continue(())).damages {
+    ///     eprintln!("{damage}");
+    /// }
+    /// # }
+    /// ```
+    pub fn scrub(
+        &self,
+        options: &ScrubOptions,
+        mut progress: impl FnMut(ScrubProgress) -> ControlFlow<()>,
+    ) -> Scrubbed {
+        self.site.scrub(options, &mut progress)
     }
 
     /// The site behind it, for tools.

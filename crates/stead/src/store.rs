@@ -1,6 +1,7 @@
 //! A store as a program sees it: open it, take containers from it, make them stable. Read [`open`]
 //! first.
 
+use std::ops::ControlFlow;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use std::time::Duration;
 use stead_heap::{Root, Tx};
 use stead_site::site::GATE_DEFAULT;
 use stead_site::{
-    ContainerOptions, Counters, Damaged, OpenError, OpenOptions, RemoveError, Site, SiteStat,
-    StabiliseError,
+    ContainerOptions, Counters, Damaged, OpenError, OpenOptions, RemoveError, ScrubOptions,
+    ScrubProgress, Scrubbed, Site, SiteStat, StabiliseError,
 };
 
 use crate::container::Container;
@@ -173,6 +174,27 @@ impl Store {
     #[must_use]
     pub fn stat(&self) -> SiteStat {
         self.site.stat()
+    }
+
+    /// Reads everything that the store refers to, all snapshots among it, from the disk itself and checks it (B12), while
+    /// the store is in use; nothing waits for it. It repairs nothing. `progress` is told after each 256 KiB at the
+    /// most, and stops it with `Break`.
+    ///
+    /// ```no_run
+    /// # use stead::*; use std::ops::ControlFlow;
+    /// # fn weekly(store: &Store) {
+    /// let gently = ScrubOptions::new().bytes_per_second(20 << 20);
+    /// for damage in store.scrub(&gently, |_| ControlFlow::Continue(())).damages {
+    ///     eprintln!("{damage}");
+    /// }
+    /// # }
+    /// ```
+    pub fn scrub(
+        &self,
+        options: &ScrubOptions,
+        mut progress: impl FnMut(ScrubProgress) -> ControlFlow<()>,
+    ) -> Scrubbed {
+        self.site.scrub(options, &mut progress)
     }
 
     /// The site behind it, for tools.

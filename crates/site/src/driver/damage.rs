@@ -97,13 +97,21 @@ pub(crate) fn was_free(shared: &Shared, id: PageId) -> bool {
 /// What is on a page, as memory has it where it is in memory, else as the store has it. Touches neither the page
 /// nor any other.
 fn use_of(shared: &Shared, container: ContainerId, page: PageNo) -> PageUse {
-    let mut source = |page: PageNo, into: &mut [u8; PAGE_SIZE]| {
+    let mut source = source(shared, container);
+    PageGuide::read(&mut source).use_of(page, &mut source)
+}
+
+/// The pages of a container, as memory has them where they are in memory, else as the store has them.
+pub(crate) fn source(
+    shared: &Shared,
+    container: ContainerId,
+) -> impl FnMut(PageNo, &mut [u8; PAGE_SIZE]) -> bool {
+    move |page, into| {
         if let Some(cluster) = shared.table.cluster_at(container, page)
             && cluster.is_resident(page)
         {
             return cluster.read_frames(page, into).is_ok();
         }
         shared.view().read_page(PageId { container, page }, into).is_ok()
-    };
-    PageGuide::read(&mut source).use_of(page, &mut source)
+    }
 }
