@@ -69,6 +69,21 @@ fn u64_at(page: &[u8; PAGE_SIZE], at: usize) -> u64 {
     u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes"))
 }
 
+/// Gives the first page of a container, or of one of its windows, another container's number: that of a branch, whose
+/// pages are otherwise those of its origin.
+///
+/// # Errors
+/// If it is no such page.
+pub fn renumber(page: &mut [u8; PAGE_SIZE], container: ContainerId) -> Result<(), DirectoryError> {
+    let magic = u64_at(page, 0);
+    if magic != MAGIC {
+        return Err(DirectoryError::NotAContainer { found: magic.to_le_bytes() });
+    }
+    let at = offset_of!(Header, container);
+    page[at..at + 4].copy_from_slice(&container.0.to_le_bytes());
+    Ok(())
+}
+
 /// Parses the first page of a container.
 ///
 /// # Errors

@@ -35,7 +35,7 @@ mod verify;
 pub use arena::{Arena, Attempt, Ended, FormatError, InitRootError, OpenArenaError, RootError};
 pub use boxed::Box;
 pub use counter::Counter;
-pub use directory::{Directory, DirectoryError, directory};
+pub use directory::{Directory, DirectoryError, directory, renumber};
 pub use error::{AllocError, Damaged, Error, LockError, OtherType};
 pub use ground::{Ground, GroundError};
 pub use guide::{PageGuide, PageKind, PageSource, PageUse, TypeTable};

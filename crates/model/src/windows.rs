@@ -43,7 +43,9 @@ impl WindowRun {
         self.first.checked_add(self.count)
     }
 
-    fn overlaps(self, other: WindowRun) -> bool {
+    /// Whether the two have a window in common.
+    #[must_use]
+    pub fn overlaps(self, other: WindowRun) -> bool {
         self.first < other.first + other.count && other.first < self.first + self.count
     }
 }

@@ -80,6 +80,16 @@ impl<'s> Directory<'s> {
         Ok(entry)
     }
 
+    /// The number that the next container gets.
+    pub(crate) fn next_id(&self) -> ContainerId {
+        ContainerId(u32::try_from(self.next_id).expect("fewer than 2^22 containers are ever made"))
+    }
+
+    /// Has the next container get this number or a higher one.
+    pub(crate) fn number_from(&mut self, id: ContainerId) {
+        self.next_id = self.next_id.max(u64::from(id.0));
+    }
+
     /// Takes a container out.
     pub(crate) fn remove(&mut self, tx: &Tx<'s>, name: &str) -> Option<Entry> {
         self.by_name.remove(tx, name)

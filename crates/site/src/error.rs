@@ -31,6 +31,22 @@ pub enum OpenError {
         /// What was found.
         why: Box<ContainerError>,
     },
+    /// There is no such snapshot.
+    #[error("store {}: {why}", dir.display())]
+    Snapshot {
+        /// The store.
+        dir: PathBuf,
+        /// Why not.
+        why: stead_store::SnapshotError,
+    },
+    /// What a branch that was cut short has left could not be removed.
+    #[error("store {}: what an unfinished branch has left cannot be removed: {why}", dir.display())]
+    Unfinished {
+        /// The store.
+        dir: PathBuf,
+        /// Why not.
+        why: CommitError,
+    },
     /// Two containers in the directory claim the same addresses.
     #[error(
         "store {}: container {id} claims addresses at {base} that are outside the range or another's; the directory \
@@ -123,6 +139,8 @@ impl OpenError {
                 _ => OpenErrorKind::System,
             },
             OpenError::Overlap { .. } => OpenErrorKind::Damaged,
+            OpenError::Snapshot { .. } => OpenErrorKind::Missing,
+            OpenError::Unfinished { .. } => OpenErrorKind::System,
             OpenError::Thread(_) => OpenErrorKind::System,
         }
     }
@@ -261,6 +279,34 @@ pub enum ContainerError {
         /// The container.
         name: String,
     },
+    /// A branch, or what it was branched from, is open: they have the same addresses.
+    #[error(
+        "container {name:?} has the same addresses as container {other:?}, which is open in this process: drop what holds \
+         that one first, or open this one in another process"
+    )]
+    SharesAddresses {
+        /// The container.
+        name: String,
+        /// The one that is open.
+        other: String,
+    },
+    /// The one that has the same addresses could not be made stable before it was unmapped.
+    #[error(
+        "container {name:?} has the addresses of container {other:?}, which cannot be unmapped now: {source}"
+    )]
+    Unmap {
+        /// The container.
+        name: String,
+        /// The one that is to be unmapped.
+        other: String,
+        /// Why its changes are not stable.
+        source: Box<StabiliseError>,
+    },
+    /// The directory of containers was lost on the way back to a snapshot.
+    #[error(
+        "the directory of containers is not there since the store went back: drop the store, and open it again"
+    )]
+    NoDirectory,
     /// This thread has a section open.
     #[error("a container cannot be opened inside a section: open it before")]
     InSection,
@@ -275,6 +321,70 @@ pub enum ContainerError {
         /// Why.
         source: EnterError,
     },
+}
+
+/// Nothing came of what was asked about snapshots.
+#[derive(thiserror::Error, Debug)]
+pub enum SnapshotError {
+    /// The name is none, is taken, or is not there; or the disk refused.
+    #[error(transparent)]
+    Store(#[from] stead_store::SnapshotError),
+    /// What sections have done before could not be made stable.
+    #[error("everything is made stable first, and that failed: {0}")]
+    Stabilise(#[from] StabiliseError),
+    /// The container, or the name for the branch.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// The branch's name is taken.
+    #[error("there is a container named {name:?} already: choose another name for the branch")]
+    Taken {
+        /// The name.
+        name: String,
+    },
+    /// Another container has come to lie at the origin's addresses.
+    #[error(
+        "the addresses of the branch, which are those of its origin at {base}, now partly belong to container {other:?}: \
+         remove that one first"
+    )]
+    AddressesTaken {
+        /// The first address.
+        base: Address,
+        /// Who has some of them.
+        other: String,
+    },
+    /// The branch is there, but that is not stable yet: the next stabilisation that succeeds makes it so.
+    #[error("container {name:?} is branched in memory only: {source}")]
+    NotStable {
+        /// The branch.
+        name: String,
+        /// Why.
+        source: StabiliseError,
+    },
+    /// The store is in use in this process.
+    #[error(
+        "the store cannot go back while it is in use in this process ({what}): drop containers and other handles of it first"
+    )]
+    InUse {
+        /// What is open.
+        what: String,
+    },
+    /// The snapshot's pages cannot all be read.
+    #[error("the snapshot's directory of containers cannot be read: {0}")]
+    Read(#[from] ReadError),
+}
+
+/// No backup was written, or not to its end.
+#[derive(thiserror::Error, Debug)]
+pub enum BackupError {
+    /// The store could not be opened for reading.
+    #[error(transparent)]
+    Open(#[from] stead_store::OpenError),
+    /// There is no such snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] stead_store::SnapshotError),
+    /// It could not be copied.
+    #[error(transparent)]
+    Copy(#[from] stead_store::BackupError),
 }
 
 /// A container was not removed, or not yet for good.

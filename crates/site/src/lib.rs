@@ -12,19 +12,24 @@ mod join;
 pub mod options;
 mod scrub;
 pub mod site;
+mod snapshot;
 pub mod stat;
 pub mod step;
 
 pub use container::Opened;
 pub use error::{
-    CheckError, ContainerError, OpenError, OpenErrorKind, RemoveError, SectionError, StabiliseError,
+    BackupError, CheckError, ContainerError, OpenError, OpenErrorKind, RemoveError, SectionError,
+    SnapshotError, StabiliseError,
 };
 pub use join::Typed;
 pub use options::{ContainerOptions, OpenOptions};
 pub use scrub::{FoundDamage, LostPages, ScrubOptions, Scrubbed};
 pub use site::Site;
+pub use snapshot::backup;
 pub use stat::{ContainerStat, Counters, SiteStat, WrittenPages};
 pub use stead_heap::{Damaged, PageKind, PageUse, Report as CheckReport};
 pub use stead_memory::{Allowed, Finding, Support};
-pub use stead_store::ScrubProgress;
+pub use stead_store::{
+    BackedUp, BackupProgress, Restore, RestoreError, Restored, ScrubProgress, SnapshotInfo, StateId,
+};
 pub use step::rounds::Stable;

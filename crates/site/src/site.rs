@@ -1,7 +1,7 @@
 //! A store that is open in this process: its threads, its containers, its stabilisations. Read
 //! [`Site::open`] first.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -9,10 +9,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use stead_heap::{Arena, Damaged, Report, Root, Tx};
-use stead_memory::{Gate, LogUse, Mode, Reason, Reservation, Space};
+use stead_memory::{Gate, LogUse, Mode, Reason, Reservation, ReserveError, Space};
 use stead_model::windows::{WindowAllocator, WindowRun};
 use stead_model::{
     Address, ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo, PageRange, WINDOW_COUNT,
@@ -25,20 +25,25 @@ use crate::driver::{Shared, background, faults};
 use crate::error::{ContainerError, OpenError, RemoveError, StabiliseError};
 use crate::join::Typed;
 use crate::options::{ContainerOptions, OpenOptions};
+use crate::snapshot::{clear_unfinished, keep_numbers};
 use crate::stat::{ContainerStat, Counters, SiteStat, WrittenPages};
 use crate::step::rounds::Stable;
 
 /// The name under which the system container is reported, and which no other may have.
-const SYSTEM_NAME: &str = "(system)";
+pub(crate) const SYSTEM_NAME: &str = "(system)";
+
+/// How long addresses may take to become free.
+const UNMAP_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long an asked-for stabilisation lets its gates be closed before it gives up on open sections.
 pub const GATE_DEFAULT: Duration = Duration::from_secs(60);
 
 /// A store, open in this process. Dropping it stabilises, and closes the store.
 pub struct Site {
-    shared: Arc<Shared>,
-    system: Typed<Directory<'static>>,
-    windows: Mutex<WindowAllocator>,
+    pub(crate) shared: Arc<Shared>,
+    /// Absent only if it could not be opened again after going back.
+    pub(crate) system: Option<Typed<Directory<'static>>>,
+    pub(crate) windows: Mutex<WindowAllocator>,
     threads: Vec<JoinHandle<()>>,
     report: OpenReport,
     /// Whether what is not stable is to be forgotten at the end.
@@ -60,18 +65,28 @@ impl Site {
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Site, OpenError> {
         let space = Arc::new(Space::open_allowed(options.allowed)?);
         let (store, report) = open_store(dir, options.create, &space)?;
-        Site::start(dir, store, report, space, options)
+        Site::start(dir, (store, report), None, space, options)
     }
 
-    /// Opens the store in a directory for reading, as the last stabilisation left it, whether or not another process
-    /// has it open. Nothing is ever written to it.
+    /// Opens the store in a directory for reading, as the last stabilisation or a snapshot left it, whether or not
+    /// another process has it open. Nothing is ever written to it.
     ///
     /// # Errors
-    /// As [`Site::open`], apart from being held.
-    pub fn open_read_only(dir: &Path, options: &OpenOptions) -> Result<Site, OpenError> {
+    /// As [`Site::open`], apart from being held; if there is no such snapshot.
+    pub fn open_read_only(
+        dir: &Path,
+        snapshot: Option<&str>,
+        options: &OpenOptions,
+    ) -> Result<Site, OpenError> {
         let space = Arc::new(Space::open_allowed(options.allowed)?);
         let (store, report) = Store::open_read_only(dir)?;
-        let site = Site::start(dir, store, report, space, options)?;
+        if let Some(name) = snapshot {
+            store
+                .view_snapshot(name)
+                .map_err(|why| OpenError::Snapshot { dir: dir.to_owned(), why })?;
+        }
+        let snapshot = snapshot.map(str::to_owned);
+        let site = Site::start(dir, (store, report), snapshot, space, options)?;
         // What its memory comes to hold apart from the store is nothing to keep.
         site.abandon();
         Ok(site)
@@ -79,33 +94,48 @@ impl Site {
 
     fn start(
         dir: &Path,
-        store: Store,
-        report: OpenReport,
+        (store, report): (Store, OpenReport),
+        snapshot: Option<String>,
         space: Arc<Space>,
         options: &OpenOptions,
     ) -> Result<Site, OpenError> {
         let base_window = store.header().base_window;
         let dir = dir.to_owned();
-        let shared = Arc::new(Shared::new(dir.clone(), store, space, options.clone()));
+        let shared = Arc::new(Shared::new(dir.clone(), store, snapshot, space, options.clone()));
         let mut threads = Threads { shared: Arc::clone(&shared), handles: Vec::new() };
         threads.start("stead-faults", faults::serve)?;
         let in_directory =
             |why: ContainerError| OpenError::Directory { dir: dir.clone(), why: Box::new(why) };
         let system = open_system(&shared, base_window).map_err(in_directory)?;
-        let mut windows = WindowAllocator::new(base_window);
-        windows.take(WindowRun { first: base_window, count: 1 });
-        let entries = system
-            .read(|directory, _| directory.iter().map(|(_, entry)| entry).collect::<Vec<Entry>>())
-            .expect("a site opens its directory outside of sections");
-        for entry in entries {
-            if !entry.run().is_some_and(|run| windows.take(run)) {
+        let windows = match taken_windows(&system, base_window) {
+            Ok(windows) => windows,
+            Err(entry) => {
                 return Err(OpenError::Overlap { dir, id: entry.id(), base: entry.base() });
             }
+        };
+        if !shared.store.is_read_only() {
+            let cleaned = clear_unfinished(&shared.store, &system);
+            cleaned.map_err(|why| OpenError::Unfinished { dir: dir.clone(), why })?;
+            keep_numbers(&shared.store, &system);
         }
         threads.start("stead-rounds", background::run)?;
         let threads = std::mem::take(&mut threads.handles);
         let windows = Mutex::new(windows);
+        let system = Some(system);
         Ok(Site { shared, system, windows, threads, report, abandoned: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn system(&self) -> Result<&Typed<Directory<'static>>, ContainerError> {
+        self.system.as_ref().ok_or(ContainerError::NoDirectory)
+    }
+
+    /// What the directory says of all containers.
+    pub(crate) fn entries(&self) -> Result<Vec<(String, Entry)>, ContainerError> {
+        self.system()?
+            .read(|directory, _| {
+                directory.iter().map(|(name, entry)| (name.to_owned(), entry)).collect()
+            })
+            .map_err(|_| ContainerError::InSection)
     }
 
     /// The store's directory.
@@ -147,10 +177,8 @@ impl Site {
     /// Names of all containers, in order.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self
-            .system
-            .read(|directory, _| directory.iter().map(|(name, _)| name.to_owned()).collect())
-            .unwrap_or_default();
+        let entries = self.entries().unwrap_or_default();
+        let mut names: Vec<String> = entries.into_iter().map(|(name, _)| name).collect();
         names.sort_unstable();
         names
     }
@@ -161,12 +189,10 @@ impl Site {
 
     /// Names and addresses of all containers, the system container's among them.
     pub(crate) fn places(&self) -> HashMap<ContainerId, (String, Address)> {
-        let named = |(name, entry): (&str, Entry)| (entry.id(), (name.to_owned(), entry.base()));
-        let mut places: HashMap<_, _> = self
-            .system
-            .read(|directory, _| directory.iter().map(named).collect())
-            .unwrap_or_default();
-        let system = (SYSTEM_NAME.to_owned(), self.system.opened().base());
+        let entries = self.entries().unwrap_or_default().into_iter();
+        let mut places: HashMap<_, _> =
+            entries.map(|(name, entry)| (entry.id(), (name, entry.base()))).collect();
+        let system = (SYSTEM_NAME.to_owned(), self.system_run().base());
         places.insert(ContainerId::SYSTEM, system);
         places
     }
@@ -230,22 +256,24 @@ impl Site {
         }
         let name = ContainerName::new(name).map_err(ContainerError::from)?.as_str();
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = self.shared.rounds.stabilise_removal(&self.shared, gate, || {
-            let found = self
-                .system
+        let removed = self.shared.rounds.stabilise_edit(&self.shared, gate, |batch| {
+            let system = self.system()?;
+            let found = system
                 .read(|directory, _| directory.get(name))
                 .map_err(|_| ContainerError::InSection)?;
             let missing = || ContainerError::Missing { name: name.to_owned() };
             let entry = found.ok_or_else(missing)?;
             self.give_up(entry, name)?;
-            self.system
+            system
                 .exclusive(|directory, tx| Ok::<_, Infallible>(directory.remove(tx, name)))
                 .map_err(|_| ContainerError::InSection)?
                 .unwrap_or_else(|never| match never {});
-            if let Some(run) = entry.run() {
+            let is_shared = self.entries()?.iter().any(|(_, other)| other.base() == entry.base());
+            if let Some(run) = entry.run().filter(|_| !is_shared) {
                 windows.release(run);
             }
-            Ok::<_, RemoveError>(entry.id())
+            batch.drop_container(entry.id());
+            Ok::<_, RemoveError>(())
         })?;
         removed.map_err(not_stable)
     }
@@ -288,7 +316,7 @@ impl Site {
     /// # Errors
     /// If this thread has a section open.
     pub fn verify_system(&self) -> Result<Report, ContainerError> {
-        self.verify_container(self.system.opened())
+        self.verify_container(self.system()?.opened())
     }
 
     /// Reads the whole store, and accounts for every block (B9, B12).
@@ -312,10 +340,9 @@ impl Site {
     #[must_use]
     pub fn stat(&self) -> SiteStat {
         let shared = &self.shared;
-        let mut entries: Vec<(String, Option<Entry>)> = self
-            .system
-            .read(|d, _| d.iter().map(|(name, e)| (name.to_owned(), Some(e))).collect())
-            .unwrap_or_default();
+        let entries = self.entries().unwrap_or_default();
+        let mut entries: Vec<(String, Option<Entry>)> =
+            entries.into_iter().map(|(name, entry)| (name, Some(entry))).collect();
         entries.push((SYSTEM_NAME.to_owned(), None));
         let mut containers: Vec<ContainerStat> =
             entries.into_iter().map(|(name, entry)| self.container_stat(name, entry)).collect();
@@ -368,7 +395,6 @@ impl Site {
     }
 
     fn container_stat(&self, name: String, entry: Option<Entry>) -> ContainerStat {
-        let system = self.system.opened();
         let id = entry.map_or(ContainerId::SYSTEM, |e| e.id());
         let runs = self.shared.view().stored_pages(id).unwrap_or_default();
         let stored: u64 = runs.iter().map(|r| r.page_count()).sum();
@@ -380,7 +406,7 @@ impl Site {
         ContainerStat {
             id,
             name,
-            base: entry.map_or(system.base(), |e| e.base()),
+            base: entry.map_or_else(|| self.system_run().base(), |e| e.base()),
             address_bytes: u64::from(windows) * stead_model::WINDOW_SIZE as u64,
             created_unix_s: entry
                 .map_or(self.shared.store.header().created, |e| e.created_unix_s()),
@@ -404,7 +430,7 @@ impl Site {
         // One container is opened at a time: held also so that a name is made once.
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = self
-            .system
+            .system()?
             .read(|directory, _| directory.get(name))
             .map_err(|_| ContainerError::InSection)?;
         let (entry, reservation) = match (entry, make) {
@@ -413,8 +439,8 @@ impl Site {
                     return Ok(Arc::clone(opened));
                 }
                 let run = entry.run().expect("checked when the store was opened");
-                let reservation = reserve(&self.shared.space, entry.id(), run, name)?;
-                (entry, reservation)
+                self.make_way(name, run)?;
+                (entry, reserve_patiently(&self.shared.space, entry.id(), run, name)?)
             }
             (None, Some(options)) if !self.is_read_only() => {
                 self.make(name, options, &mut windows)?
@@ -442,7 +468,7 @@ impl Site {
             .allocate(options.windows, |run| self.shared.space.reserve(placeholder, run).is_ok())?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let entry = self
-            .system
+            .system()?
             .exclusive(|directory, tx| directory.add(tx, name, run, now))
             .map_err(|_| ContainerError::InSection)?
             .map_err(ContainerError::Directory)?;
@@ -450,7 +476,37 @@ impl Site {
         Ok((entry, reserve(&self.shared.space, entry.id(), run, name)?))
     }
 
-    fn is_forked(&self) -> bool {
+    /// Unmaps the container that has the same addresses, if there is one and nobody but the site holds it.
+    fn make_way(&self, name: &str, run: WindowRun) -> Result<(), ContainerError> {
+        let other = || self.shared.opened().values().find(|o| o.base() == run.base()).cloned();
+        let Some(found) = other() else { return Ok(()) };
+        let (id, other) = (found.id(), found.name().to_owned());
+        drop(found);
+        // Its changes are stable when it goes; meanwhile nobody else can come to hold it.
+        let gone = self.shared.rounds.stabilise_and(&self.shared, GATE_DEFAULT, || {
+            let mut opened = self.shared.opened();
+            let idle = opened.get(&id).is_none_or(|found| Arc::strong_count(found) == 1);
+            if idle { Ok(opened.remove(&id)) } else { Err(()) }
+        });
+        match gone {
+            Ok(Ok(unmapped)) => {
+                drop(unmapped);
+                Ok(())
+            }
+            Ok(Err(())) => Err(ContainerError::SharesAddresses { name: name.to_owned(), other }),
+            Err(source) => {
+                let (name, source) = (name.to_owned(), Box::new(source));
+                Err(ContainerError::Unmap { name, other, source })
+            }
+        }
+    }
+
+    /// The system container's window.
+    pub(crate) fn system_run(&self) -> WindowRun {
+        WindowRun { first: self.shared.store.header().base_window, count: 1 }
+    }
+
+    pub(crate) fn is_forked(&self) -> bool {
         std::process::id() != self.shared.process
     }
 }
@@ -563,8 +619,28 @@ fn free_window(space: &Space) -> Option<u32> {
     windows.find(|&first| space.reserve(ContainerId::SYSTEM, WindowRun { first, count: 1 }).is_ok())
 }
 
+/// The windows that containers have. Branches have those of their origins. `Err`: who has some that are another's.
+pub(crate) fn taken_windows(
+    system: &Typed<Directory<'static>>,
+    base_window: u32,
+) -> Result<WindowAllocator, Entry> {
+    let mut windows = WindowAllocator::new(base_window);
+    windows.take(WindowRun { first: base_window, count: 1 });
+    let entries = system
+        .read(|directory, _| directory.iter().map(|(_, entry)| entry).collect::<Vec<Entry>>())
+        .expect("a site reads its directory outside of sections");
+    let mut runs = BTreeSet::new();
+    for entry in entries {
+        let taken = entry.run().is_some_and(|run| !runs.insert(run) || windows.take(run));
+        if !taken {
+            return Err(entry);
+        }
+    }
+    Ok(windows)
+}
+
 /// Opens the system container, all of it in memory: whoever serves faults must not meet one.
-fn open_system(
+pub(crate) fn open_system(
     shared: &Arc<Shared>,
     base_window: u32,
 ) -> Result<Typed<Directory<'static>>, ContainerError> {
@@ -585,6 +661,27 @@ fn reserve(
     space
         .reserve(id, run)
         .map_err(|source| ContainerError::Reserve { name: name.to_owned(), source })
+}
+
+/// As [`reserve`], for addresses that a container may just have been unmapped from: the fault loop holds a cluster of it
+/// until it is done with the last fault there.
+fn reserve_patiently(
+    space: &Space,
+    id: ContainerId,
+    run: WindowRun,
+    name: &str,
+) -> Result<Reservation, ContainerError> {
+    let end = Instant::now() + UNMAP_PATIENCE;
+    loop {
+        match reserve(space, id, run, name) {
+            Err(ContainerError::Reserve { source: ReserveError::Occupied { .. }, .. })
+                if Instant::now() < end =>
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Reads a container's directory, maps its clusters, and opens or lays out its heap.

@@ -3,7 +3,7 @@
 
 use stead_heap::{AllocError, Damaged, LockError};
 use stead_site::{
-    CheckError, ContainerError, OpenError, RemoveError, SectionError, StabiliseError,
+    CheckError, ContainerError, OpenError, RemoveError, SectionError, SnapshotError, StabiliseError,
 };
 
 /// What stead's own calls and closures return.
@@ -28,6 +28,9 @@ pub enum Error {
     /// A container was not removed, or not yet for good.
     #[error(transparent)]
     Remove(#[from] RemoveError),
+    /// Nothing came of what was asked about snapshots.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// Memory in a container could not be had.
     #[error(transparent)]
     Alloc(#[from] AllocError),

@@ -50,6 +50,12 @@
 //! A section that has ended is visible; it is *stable* after the next stabilisation, which the store takes
 //! by itself about once a second, when it is dropped, and when [`Store::stabilise`] asks for it. What must
 //! not be said before it is kept can wait in [`Store::after_stable`].
+//!
+//! # Snapshots
+//!
+//! [`Store::snapshot`] names the state of the whole store; it copies nothing. [`open_snapshot`] reads it in another process,
+//! [`Store::branch`] makes a container of what it has of one, [`Store::go_back`] takes the store back to it. [`backup`]
+//! writes a state, or what is new in it, to a file or a pipe while the store is in use, and [`Restore`] brings it back.
 #![forbid(unsafe_code)]
 
 /// The programs of the README, compiled with the tests.
@@ -66,7 +72,7 @@ mod store;
 
 pub use container::Container;
 pub use error::{Error, Result};
-pub use reading::{ReadContainer, ReadStore, open_read_only};
+pub use reading::{ReadContainer, ReadStore, open_read_only, open_snapshot};
 pub use store::{Options, Stable, Store, open};
 
 pub use stead_derive::{Persist, StableHash};
@@ -76,8 +82,12 @@ pub use stead_heap::{
 };
 pub use stead_model::{Address, PAGE_SIZE};
 pub use stead_site::{
+    BackedUp, BackupError, BackupProgress, Restore, RestoreError, Restored, StateId, backup,
+};
+pub use stead_site::{
     CheckError, ContainerError, ContainerOptions, ContainerStat, Counters, OpenError,
-    OpenErrorKind, OpenOptions, RemoveError, SectionError, SiteStat, StabiliseError, WrittenPages,
+    OpenErrorKind, OpenOptions, RemoveError, SectionError, SiteStat, SnapshotError, SnapshotInfo,
+    StabiliseError, WrittenPages,
 };
 pub use stead_site::{CheckReport, Damaged, Finding, PageKind, PageUse, Support};
 pub use stead_site::{FoundDamage, LostPages, ScrubOptions, ScrubProgress, Scrubbed};

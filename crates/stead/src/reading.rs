@@ -11,7 +11,7 @@ use stead_heap::{Read, Root};
 use stead_model::Address;
 use stead_site::{
     ContainerError, OpenError, OpenOptions, ScrubOptions, ScrubProgress, Scrubbed, SectionError,
-    Site, SiteStat, Typed,
+    Site, SiteStat, SnapshotInfo, Typed,
 };
 
 /// A store that is open in this process for reading: one state of it, which stands still. Cheap to clone. Closed when
@@ -33,7 +33,17 @@ impl RefUnwindSafe for ReadStore {}
 /// If there is no store, if it is damaged, if its addresses are taken in this process, or if this system lacks what is
 /// needed.
 pub fn open_read_only(dir: impl AsRef<Path>) -> Result<ReadStore, OpenError> {
-    let site = Site::open_read_only(dir.as_ref(), &OpenOptions::default())?;
+    let site = Site::open_read_only(dir.as_ref(), None, &OpenOptions::default())?;
+    Ok(ReadStore { site: Arc::new(site) })
+}
+
+/// Opens a snapshot of the store in a directory for reading (B11), as [`open_read_only`] opens its last state: the same
+/// names, addresses and pointers as when it was taken. Dropping the snapshot meanwhile disturbs nobody here.
+///
+/// # Errors
+/// As [`open_read_only`]; if there is no such snapshot.
+pub fn open_snapshot(dir: impl AsRef<Path>, name: &str) -> Result<ReadStore, OpenError> {
+    let site = Site::open_read_only(dir.as_ref(), Some(name), &OpenOptions::default())?;
     Ok(ReadStore { site: Arc::new(site) })
 }
 
@@ -52,6 +62,18 @@ impl ReadStore {
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.site.names()
+    }
+
+    /// The snapshot that this is; `None` if it is the last state.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<SnapshotInfo> {
+        self.site.shown_snapshot()
+    }
+
+    /// The snapshots that there were when it was opened, in the order in which they were taken.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.site.snapshots()
     }
 
     /// What there is. Costs by the number of stored pages.

@@ -11,7 +11,7 @@ use stead_heap::{Root, Tx};
 use stead_site::site::GATE_DEFAULT;
 use stead_site::{
     ContainerOptions, Counters, Damaged, OpenError, OpenOptions, RemoveError, ScrubOptions,
-    ScrubProgress, Scrubbed, Site, SiteStat, StabiliseError,
+    ScrubProgress, Scrubbed, Site, SiteStat, SnapshotError, SnapshotInfo, StabiliseError,
 };
 
 use crate::container::Container;
@@ -149,6 +149,56 @@ impl Store {
     /// now: then a later stabilisation does it.
     pub fn remove(&self, name: &str) -> Result<Stable, RemoveError> {
         self.site.remove(name, GATE_DEFAULT)
+    }
+
+    /// Names the state of the whole store (B11): everything that sections have done before this call, in all
+    /// containers. It copies nothing, and keeps what it names from being used again until it is dropped.
+    ///
+    /// # Errors
+    /// If the name is taken, empty, longer than 255 bytes or holds control characters; as [`Store::stabilise`].
+    pub fn snapshot(&self, name: &str) -> Result<SnapshotInfo, SnapshotError> {
+        self.site.snapshot(name, GATE_DEFAULT)
+    }
+
+    /// The snapshots, in the order in which they were taken.
+    #[must_use]
+    pub fn snapshots(&self) -> std::vec::Vec<SnapshotInfo> {
+        self.site.snapshots()
+    }
+
+    /// Lets go of a snapshot: what only it holds becomes free. Whoever has it open goes on reading it.
+    ///
+    /// # Errors
+    /// If there is none of this name, or the disk refuses.
+    pub fn drop_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
+        self.site.drop_snapshot(name)
+    }
+
+    /// Takes the whole store back to a snapshot (B15): what has been done since is gone, unless another snapshot has it.
+    /// The snapshot stays, and so do later ones. Durable on return.
+    ///
+    /// # Errors
+    /// While a container, or another handle of this store, is open in this process; if there is no such snapshot; if
+    /// the disk refuses. The store is then as it was.
+    pub fn go_back(&mut self, name: &str) -> Result<SnapshotInfo, SnapshotError> {
+        match Arc::get_mut(&mut self.site) {
+            Some(site) => site.go_back(name, GATE_DEFAULT),
+            None => {
+                let what = "there are other handles of it, or containers".to_owned();
+                Err(SnapshotError::InUse { what })
+            }
+        }
+    }
+
+    /// Makes a container of what a snapshot has of another (B11), in no time whatever its size, under a new name. It has the
+    /// addresses and pointers of its origin, so that the two cannot be open in one process at a time. `container` is the
+    /// origin's name, or `#` and its number (as `stead ls` shows it), also of one that has been removed since.
+    ///
+    /// # Errors
+    /// If there is no such snapshot or container, if the new name is taken, if another container has come to lie at the
+    /// origin's addresses, or if this cannot be made stable now.
+    pub fn branch(&self, snapshot: &str, container: &str, name: &str) -> Result<(), SnapshotError> {
+        self.site.branch(snapshot, container, name, GATE_DEFAULT)
     }
 
     /// Names of all containers, in order.

@@ -24,6 +24,8 @@ use crate::options::OpenOptions;
 pub(crate) struct Shared {
     pub(crate) dir: PathBuf,
     pub(crate) store: Store,
+    /// The snapshot that is shown, in a store that is only read; `None`: the live state.
+    snapshot: Option<String>,
     pub(crate) space: Arc<Space>,
     pub(crate) table: Arc<ClusterTable>,
     pub(crate) options: OpenOptions,
@@ -43,11 +45,18 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(dir: PathBuf, store: Store, space: Arc<Space>, options: OpenOptions) -> Self {
+    pub(crate) fn new(
+        dir: PathBuf,
+        store: Store,
+        snapshot: Option<String>,
+        space: Arc<Space>,
+        options: OpenOptions,
+    ) -> Self {
         let rounds = rounds::RoundTable::new(options.pace, store.batch());
         Shared {
             dir,
             store,
+            snapshot,
             space,
             table: Arc::default(),
             options,
@@ -65,7 +74,13 @@ impl Shared {
 
     /// The state that this site shows.
     pub(crate) fn view(&self) -> View<'_> {
-        self.store.view()
+        match &self.snapshot {
+            None => self.store.view(),
+            Some(name) => {
+                let view = self.store.view_snapshot(name);
+                view.expect("what is only read keeps its snapshots")
+            }
+        }
     }
 
     /// Time since the site was opened: the clock of `step`.

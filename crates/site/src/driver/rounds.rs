@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use stead_memory::{
     CloseError, Closed, CounterValues, Gate, LogUse, Scan, Unsupported, close_writers,
 };
-use stead_model::{ContainerId, PageId, PageNo, PageRange};
+use stead_model::{PageId, PageNo, PageRange};
 use stead_store::{Batch, Committed};
 
 use super::Shared;
@@ -110,18 +110,31 @@ impl RoundTable {
         self.run(shared, &mut state, Wish::Asked { gate })
     }
 
-    /// Durable on return, together with everything before: what `edit` did to the directory, and that the
-    /// container it names is gone. No round can come between, so that no stable state has one without the other.
-    pub(crate) fn stabilise_removal<E>(
+    /// Durable on return, together with everything before: what `edit` did to the directory, and what it has put
+    /// into the batch. No round can come between, so that no stable state has one without the other.
+    pub(crate) fn stabilise_edit<E>(
         &self,
         shared: &Shared,
         gate: Duration,
-        edit: impl FnOnce() -> Result<ContainerId, E>,
+        edit: impl FnOnce(&mut Batch) -> Result<(), E>,
     ) -> Result<Result<Stable, StabiliseError>, E> {
         let mut state = self.lock();
-        let container = edit()?;
-        state.batch.drop_container(container);
+        edit(&mut state.batch)?;
         Ok(self.run(shared, &mut state, Wish::Asked { gate }))
+    }
+
+    /// Makes everything durable, and then, before any other round can begin, does `then`.
+    pub(crate) fn stabilise_and<T>(
+        &self,
+        shared: &Shared,
+        gate: Duration,
+        then: impl FnOnce() -> T,
+    ) -> Result<T, StabiliseError> {
+        let mut state = self.lock();
+        if !shared.store.is_read_only() {
+            self.run(shared, &mut state, Wish::Asked { gate })?;
+        }
+        Ok(then())
     }
 
     /// A background round, if it is time for one.
