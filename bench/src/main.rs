@@ -2,12 +2,15 @@
 //! raw disk. Ratios count; absolute times drift with the machine. Not a test: nothing here asserts a time.
 //!
 //! `cargo run --release -p stead-bench` prints a table; `--json FILE` writes it too. Read [`Row`] first.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod aging;
 mod disk;
 mod maps;
 mod open;
+mod pauses;
+#[cfg(feature = "peers")]
+mod peers;
 mod sections;
 mod stabilise;
 
@@ -59,6 +62,10 @@ enum What {
     Open,
     /// A store written at random for as long as an hour; minutes, only by name
     Aging,
+    /// How long threads wait for a stabilisation, and what it slows them down; only by name
+    Pauses,
+    /// Databases beside it; only by name, and with `--features peers`
+    Peers,
 }
 
 /// One line of the table: a median of several rounds, and what it is held against.
@@ -135,6 +142,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             What::Sections => sections::measure(temp.path())?,
             What::Maps => maps::measure(temp.path(), args.pairs)?,
             What::Stabilise => stabilise::measure(temp.path(), args.resident_mib)?,
+            What::Pauses => pauses::measure(temp.path(), args.resident_mib)?,
+            #[cfg(feature = "peers")]
+            What::Peers => peers::measure(temp.path(), args.resident_mib)?,
+            #[cfg(not(feature = "peers"))]
+            What::Peers => {
+                let again = "cargo run --release -p stead-bench --features peers -- peers";
+                return Err(format!("built without the databases: {again}").into());
+            }
             What::Open => open::measure(temp.path(), args.resident_mib)?,
             What::Aging => {
                 let (live_mib, overwrites) = (args.live_mib, args.overwrites);

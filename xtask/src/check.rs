@@ -12,13 +12,15 @@ use std::time::Instant;
 pub(crate) struct Step {
     name: &'static str,
     command: &'static [&'static str],
+    /// Variables of its environment.
+    env: &'static [(&'static str, &'static str)],
     /// Its output is a test run's: summarised, and searched for tests that were not run.
     tests: bool,
 }
 
 /// Everything `cargo xtask check` runs after the check of the rooms, in order.
 pub(crate) const STEPS: &[Step] = &[
-    Step { name: "format", command: &["cargo", "fmt", "--all", "--check"], tests: false },
+    Step { name: "format", command: &["cargo", "fmt", "--all", "--check"], env: &[], tests: false },
     Step {
         name: "lints",
         command: &[
@@ -31,20 +33,23 @@ pub(crate) const STEPS: &[Step] = &[
             "-D",
             "warnings",
         ],
+        env: &[],
         tests: false,
     },
     Step {
         name: "tests, compile-fail tests, crash injection",
         command: &["cargo", "test", "--workspace", "--no-fail-fast", "--all-targets"],
+        env: &[],
         tests: true,
     },
     Step {
         name: "doc tests",
         command: &["cargo", "test", "--workspace", "--no-fail-fast", "--doc"],
+        env: &[],
         tests: true,
     },
     Step {
-        name: "bugs planted in the gate",
+        name: "bugs planted in the gate and the fault log",
         command: &[
             "cargo",
             "test",
@@ -56,11 +61,31 @@ pub(crate) const STEPS: &[Step] = &[
             "--test",
             "planted",
         ],
+        env: &[],
+        tests: true,
+    },
+    Step {
+        name: "written pages by the fault log, checked by scans",
+        command: &[
+            "cargo",
+            "test",
+            "--no-fail-fast",
+            "-p",
+            "stead-memory",
+            "--features",
+            "planted",
+            "--test",
+            "space",
+            "--test",
+            "property",
+        ],
+        env: &[("STEAD_FAULT_LOG", "checked")],
         tests: true,
     },
     Step {
         name: "the code of a dereference, optimised",
         command: &["cargo", "test", "--release", "-p", "stead-heap", "--test", "generated_code"],
+        env: &[],
         tests: true,
     },
 ];
@@ -95,7 +120,7 @@ fn run(step: &Step, not_run: &mut Vec<String>) -> Result<(), String> {
     let (program, args) = step.command.split_first().expect("a step has a program");
     let mut command = Command::new(program);
     // Here is room for the tests that take a gigabyte.
-    command.args(args).current_dir(root()).env("STEAD_LARGE", "1");
+    command.args(args).current_dir(root()).env("STEAD_LARGE", "1").envs(step.env.iter().copied());
     let passed = if step.tests {
         command.args(["--", "--show-output"]);
         run_tests(&mut command, not_run)?
@@ -152,9 +177,29 @@ fn deny(not_run: &mut Vec<String>) -> Result<(), String> {
     let step = Step {
         name: "dependencies",
         command: &["cargo", "deny", "--offline", "check", "bans", "licenses", "sources"],
+        env: &[],
         tests: false,
     };
     run(&step, not_run)
+}
+
+/// All tests of memory and of the whole, once for each way of finding written pages.
+pub(crate) fn written_pages() -> Result<(), String> {
+    for way in ["refused", "log", "checked"] {
+        println!("== STEAD_FAULT_LOG={way}");
+        let passed = Command::new("cargo")
+            .args(["test", "--no-fail-fast", "-p", "stead-memory", "-p", "stead", "--all-targets"])
+            .args(["--features", "stead-memory/planted"])
+            .env("STEAD_FAULT_LOG", way)
+            .current_dir(root())
+            .status()
+            .map_err(|e| format!("cargo could not be started: {e}"))?
+            .success();
+        if !passed {
+            return Err(format!("tests failed with STEAD_FAULT_LOG={way}"));
+        }
+    }
+    Ok(())
 }
 
 /// The heap's tests under AddressSanitizer. The sanitizer is an unstable flag of the compiler, which

@@ -13,6 +13,8 @@ cargo xtask check    everything a change must pass: format, rooms, lints, tests,
                      compile-fail tests, crash injection, planted bugs (under 15 minutes on 2 cores)
 cargo xtask rooms    only: does each crate depend on what rooms.toml allows, and is unsafe where
                      it says
+cargo xtask written-pages   the tests of memory and of the whole with written pages found in each way:
+                     by scans, by the fault log, by both checked against each other (some minutes)
 cargo xtask asan     the heap's tests under AddressSanitizer (a few minutes; not part of check)
 ";
 
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     let outcome = match (args.next().as_deref(), args.next()) {
         (Some("check"), None) => check::check(),
         (Some("rooms"), None) => rooms::check(&check::root()),
+        (Some("written-pages"), None) => check::written_pages(),
         (Some("asan"), None) => check::asan(),
         _ => {
             eprint!("{HELP}");

@@ -23,10 +23,12 @@ fn main() {
     for page_count in [1, 16, 64, 1024] {
         ahead(page_count);
     }
-    protection();
-    scans(1);
-    scans(2);
-    scans(64);
+    protection(false);
+    protection(true);
+    scans(1, false);
+    scans(1, true);
+    scans(2, false);
+    scans(64, false);
 }
 
 fn median(mut samples: Vec<f64>) -> f64 {
@@ -200,9 +202,12 @@ fn ahead(page_count: u64) {
     );
 }
 
-fn protection() {
+fn protection(by_log: bool) {
     const PAGES: u64 = 20_000;
     let ground = ground();
+    if by_log && !log(&ground) {
+        return;
+    }
     ground.cluster.install_zero(PageRange::new(0, PAGES), Reason::Ahead).unwrap();
     let mut dirty = Vec::new();
     for _ in 0..2 {
@@ -217,7 +222,8 @@ fn protection() {
             }
         }
         println!(
-            "first write to a protected page: {:.2} us; second: {:.3} us",
+            "first write to a protected page{}: {:.2} us; second: {:.3} us",
+            if by_log { ", with the fault log" } else { "" },
             median(first),
             median(second)
         );
@@ -225,8 +231,19 @@ fn protection() {
     }
 }
 
+/// Starts the fault log, or says why there is none.
+fn log(ground: &Ground) -> bool {
+    match ground.space.start_log() {
+        Ok(()) => true,
+        Err(refusal) => {
+            println!("not measured: {refusal}");
+            false
+        }
+    }
+}
+
 /// One page of `step` is in memory.
-fn scans(step: u64) {
+fn scans(step: u64, by_log: bool) {
     const PAGES: u64 = 1 << 18;
     let ground = ground();
     let chunk = if step == 1 { 4096 } else { 1 };
@@ -234,8 +251,12 @@ fn scans(step: u64) {
         let range = PageRange::new(start, start + chunk as u64);
         ground.cluster.install_zero(range, Reason::Ahead).unwrap();
     }
+    if by_log && !log(&ground) {
+        return;
+    }
     let mut rng = 1u64;
     let mut dirty = Vec::new();
+    ground.cluster.scan_all(Scan::Protect, &mut dirty).unwrap();
     for written in [0, 1, 100, 2_600, 10_000, 26_000] {
         let mut samples = Vec::new();
         let mut looks = Vec::new();
@@ -252,7 +273,8 @@ fn scans(step: u64) {
             }
         }
         println!(
-            "scan of 1 GiB, one page of {step} in memory, {written} pages written: look {:.0} us, protect {:.0} us ({} runs)",
+            "{} of 1 GiB, one page of {step} in memory, {written} pages written: look {:.0} us, protect {:.1} us ({} runs)",
+            if by_log { "scan by the fault log" } else { "scan" },
             median(looks),
             median(samples),
             dirty.len()

@@ -91,9 +91,10 @@ pub struct Counters {
     pub bytes_written: u64,
     /// Flushes made by them.
     pub flushes: u64,
-    /// How long the last search for dirty pages took, in microseconds.
+    /// How long the search for dirty pages took in the last round, the longest if there were several, in
+    /// microseconds.
     pub scan_us_last: u64,
-    /// How long the gates were closed in the last round, in microseconds.
+    /// How long the gates were closed in the last round, at most at a time, in microseconds.
     pub pause_us_last: u64,
     /// Longest time that gates were closed, in microseconds.
     pub pause_us_max: u64,

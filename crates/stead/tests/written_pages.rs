@@ -120,3 +120,71 @@ fn a_refused_log_is_said_with_its_reason() {
     assert!(way.to_string().contains("CAP_PERFMON"), "{way}");
     assert_eq!(store.counters().memory.log_readings, 0);
 }
+
+/// What the pages of [`large_stabilisations_are_whole`] always add up to.
+const TOTAL: u64 = PAGES as u64 * 1000;
+
+/// Moves amounts between pages all over the container, so that each stabilisation finds thousands written and copies
+/// most of them with the gates open.
+fn move_amounts_for_ever(dir: &std::path::Path) -> ! {
+    let (store, c) = open(dir, &Options::new().interval(None));
+    if c.read(|root, _| root.pages.is_empty()).unwrap() {
+        c.exclusive(|root, tx| -> Result<()> {
+            for _ in 0..PAGES {
+                root.pages.push(tx, [1000; PAGE / 8])?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+    println!(">ready.");
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let c = &c;
+            scope.spawn(move || {
+                let mut chance = fastrand::Rng::with_seed(thread);
+                loop {
+                    c.exclusive(|root, tx| -> Result<()> {
+                        for _ in 0..8 {
+                            let (from, to) = (chance.usize(..PAGES), chance.usize(..PAGES));
+                            let amount = chance.u64(..100).min(root.pages[from][0]);
+                            root.pages.get_mut(tx, from).unwrap()[0] -= amount;
+                            root.pages.get_mut(tx, to).unwrap()[0] += amount;
+                        }
+                        Ok(())
+                    })
+                    .unwrap();
+                }
+            });
+        }
+        loop {
+            store.stabilise().unwrap();
+            println!(">{}.", store.counters().pages_stabilised);
+        }
+    })
+}
+
+#[test]
+fn large_stabilisations_are_whole() {
+    if let Some(dir) = common::part() {
+        move_amounts_for_ever(dir.as_ref());
+    }
+    let Some(_alone) = common::alone() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut pages = 0;
+    for turn in 0..4 {
+        let child = common::child("large_stabilisations_are_whole", dir.path().to_str().unwrap());
+        let lines =
+            common::run_and_kill(child, std::time::Duration::from_millis(1500 + 170 * turn));
+        let last = lines.iter().rev().find_map(|line| line[1..line.len() - 1].parse::<u64>().ok());
+        pages += last.unwrap_or(0);
+        if lines.is_empty() {
+            continue;
+        }
+        let (_store, c) = open(dir.path(), &Options::new().interval(None));
+        let amounts = |root: &Root<'_>| root.pages.iter().map(|page| page[0]).sum::<u64>();
+        let (count, total) = c.read(|root, _| (root.pages.len(), amounts(root))).unwrap();
+        assert!(count == 0 || total == TOTAL, "{count} pages add up to {total}");
+    }
+    assert!(pages > PAGES as u64, "only {pages} pages were made stable");
+}

@@ -48,7 +48,9 @@ struct RoundState {
     rounds: Rounds,
     /// What was copied. Kept over a failed round: a page in it that is not dirty again is as it was.
     batch: Batch,
+    /// What a search found, and for each run the number of its container in the round.
     dirty: Vec<PageRange>,
+    found: Vec<usize>,
     /// The last round that ended well, and what it made stable.
     last: Option<(u64, Stable)>,
     /// New pages there were when the last round ended.
@@ -71,6 +73,7 @@ impl RoundTable {
                 rounds: Rounds::new(pace, Duration::ZERO),
                 batch,
                 dirty: Vec::new(),
+                found: Vec::new(),
                 last: None,
                 new_pages_seen: 0,
                 failure: None,
@@ -220,17 +223,16 @@ impl RoundTable {
         let gates: Vec<&Gate> = containers.iter().map(|c| &c.gate).collect();
         let mut closed: Option<(Closed<'_>, Instant)> = None;
         let mut outcome = None;
+        self.counts.pause_us_last.store(0, Ordering::Relaxed);
+        self.counts.scan_us_last.store(0, Ordering::Relaxed);
         let new_pages_now = shared.space.counters().pages_zeroed;
         let mut effect = state.rounds.step(shared.now(), Event::Begin(wish));
         loop {
             let event = match effect {
                 Effect::PreCopy => {
-                    let copied = self.copy_dirty(shared, state, &containers);
-                    match copied {
-                        Ok(page_count) => Event::PreCopied { page_count },
-                        // What could not be searched is dirty still: the capture meets the same error.
-                        Err(_) => Event::PreCopied { page_count: 0 },
-                    }
+                    // What could not be searched is dirty still: the search behind the gates meets the same error.
+                    let _ = self.search(shared, state, &containers);
+                    Event::PreCopied { page_count: copy_found(state, &containers) }
                 }
                 Effect::CloseGates { within } => {
                     let began = Instant::now();
@@ -249,16 +251,26 @@ impl RoundTable {
                         }
                     }
                 }
-                Effect::Capture => {
+                Effect::Search => {
                     self.take_freed(state, &containers);
-                    match self.copy_dirty(shared, state, &containers) {
-                        Ok(page_count) => Event::Captured { page_count },
+                    match self.search(shared, state, &containers) {
+                        Ok(page_count) => Event::Found { page_count },
                         Err(error) => {
+                            // What was found is protected now, and would not be found again.
+                            copy_found(state, &containers);
                             self.open(&mut closed);
                             outcome = Some(Err(error));
                             Event::Failed
                         }
                     }
+                }
+                Effect::Copy => {
+                    copy_found(state, &containers);
+                    Event::Captured
+                }
+                Effect::OpenAndCopy => {
+                    self.open(&mut closed);
+                    Event::PreCopied { page_count: copy_found(state, &containers) }
                 }
                 Effect::OpenAndCommit => {
                     self.open(&mut closed);
@@ -295,7 +307,8 @@ impl RoundTable {
         if let Some((gates, began)) = closed.take() {
             drop(gates);
             let pause_us = began.elapsed().as_micros() as u64;
-            self.counts.pause_us_last.store(pause_us, Ordering::Relaxed);
+            // Of several in a round the longest.
+            self.counts.pause_us_last.fetch_max(pause_us, Ordering::Relaxed);
             self.counts.pause_us_max.fetch_max(pause_us, Ordering::Relaxed);
         }
     }
@@ -307,31 +320,29 @@ impl RoundTable {
         RoundCounts::add(&self.counts.flushes, u64::from(committed.flushes));
     }
 
-    /// Copies the dirty pages of all containers into the batch, and protects them. How many there
-    /// were.
-    fn copy_dirty(
+    /// Finds the dirty pages of all containers, and protects them. How many there are. After an error what was
+    /// found before it has to be copied all the same.
+    fn search(
         &self,
         shared: &Shared,
         state: &mut RoundState,
         containers: &[Arc<Opened>],
     ) -> Result<u64, StabiliseError> {
-        let mut page_count = 0;
         let began = Instant::now();
+        let RoundState { dirty, found, .. } = state;
+        dirty.clear();
+        found.clear();
         let reading = shared.space.read_log();
-        let mut scanning = began.elapsed();
-        for container in containers {
+        for (number, container) in containers.iter().enumerate() {
             for cluster in container.place.clusters() {
-                state.dirty.clear();
-                let began = Instant::now();
-                cluster.scan_read(reading, Scan::Protect, &mut state.dirty)?;
-                scanning += began.elapsed();
-                for &range in &state.dirty {
-                    page_count += copy_range(&mut state.batch, container, range);
-                }
+                let before = dirty.len();
+                cluster.scan_read(reading, Scan::Protect, dirty)?;
+                found.extend(dirty[before..].iter().map(|_| number));
             }
         }
-        self.counts.scan_us_last.store(scanning.as_micros() as u64, Ordering::Relaxed);
-        Ok(page_count)
+        // Of several in a round the longest.
+        self.counts.scan_us_last.fetch_max(began.elapsed().as_micros() as u64, Ordering::Relaxed);
+        Ok(dirty.iter().map(|range| range.page_count()).sum())
     }
 
     /// Reckons whether written pages had better be found in the other way.
@@ -375,6 +386,13 @@ impl RoundTable {
             });
         }
     }
+}
+
+/// Copies what a search found into the batch. How many pages.
+fn copy_found(state: &mut RoundState, containers: &[Arc<Opened>]) -> u64 {
+    let RoundState { dirty, found, batch, .. } = state;
+    let found = dirty.drain(..).zip(found.drain(..));
+    found.map(|(range, number)| copy_range(batch, &containers[number], range)).sum()
 }
 
 /// Copies the pages of a dirty run that hold something, run by run. How many.

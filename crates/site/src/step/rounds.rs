@@ -38,11 +38,13 @@ pub enum Event {
     Drained,
     /// The gates had to be opened again: a section stayed open too long.
     Held,
-    /// What was still dirty was copied under closed gates.
-    Captured {
-        /// How many pages were copied again or for the first time.
+    /// What is still dirty is known, behind closed gates.
+    Found {
+        /// How many pages.
         page_count: u64,
     },
+    /// It was copied behind closed gates.
+    Captured,
     /// The record is durable.
     Committed,
     /// It is not, or not known to be.
@@ -59,8 +61,12 @@ pub enum Effect {
         /// Longest time that the gates may be closed before the drain is complete.
         within: Duration,
     },
-    /// Find what is still dirty, protect and copy it.
-    Capture,
+    /// Find what is still dirty and protect it.
+    Search,
+    /// Copy what was found.
+    Copy,
+    /// Open the gates, copy what was found while programs run, and come back for what they dirty meanwhile.
+    OpenAndCopy,
     /// Open the gates, then write the record and flush it.
     OpenAndCommit,
     /// Nothing became stable. What was copied is kept for the next round: a page in it is as it was
@@ -78,6 +84,7 @@ enum Phase {
     Idle,
     PreCopying,
     Closing,
+    Searching,
     Capturing,
     Committing,
 }
@@ -104,9 +111,11 @@ const BACKGROUND_GATE: Duration = Duration::from_millis(20);
 const BACKGROUND_GATE_MAX: Duration = Duration::from_millis(640);
 /// A defeated background round is tried again after this time.
 const RETRY: Duration = Duration::from_millis(50);
-/// Below this many pages in the last round, copying them under the gate is shorter than a second
-/// search for dirty pages, which costs by what is resident.
+/// Below this many pages, copying them behind closed gates takes less than a millisecond, and less than a second
+/// search for dirty pages.
 const PRE_COPY_MIN: u64 = 512;
+/// Passes over dirty pages while programs run, in one round. Each must at least halve what is left.
+const PASSES_MAX: u32 = 3;
 
 /// The state of stabilisation at one site.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -114,7 +123,12 @@ pub struct Rounds {
     pace: Pace,
     phase: Phase,
     wish: Wish,
+    /// Pages copied by the last pass while programs ran, and by all of them in this round.
     pre_copied: u64,
+    pre_copied_all: u64,
+    passes: u32,
+    /// Pages found behind the gates.
+    found: u64,
     /// Pages that the last whole round made stable.
     last_page_count: u64,
     /// More than half of what the last round copied ahead was dirtied again: not worth it now.
@@ -133,6 +147,9 @@ impl Rounds {
             phase: Phase::Idle,
             wish: Wish::Background,
             pre_copied: 0,
+            pre_copied_all: 0,
+            passes: 0,
+            found: 0,
             last_page_count: 0,
             ahead_was_waste: false,
             defeats_in_a_row: 0,
@@ -163,22 +180,38 @@ impl Rounds {
         match (self.phase, event) {
             (Phase::Idle, Event::Begin(wish)) => {
                 self.wish = wish;
-                self.pre_copied = 0;
-                if self.last_page_count >= PRE_COPY_MIN && !self.ahead_was_waste {
+                (self.pre_copied, self.pre_copied_all, self.passes) = (0, 0, 0);
+                if self.ahead_was_waste {
+                    self.ahead_was_waste = false;
+                    self.passes = PASSES_MAX;
+                    self.close()
+                } else if self.last_page_count >= PRE_COPY_MIN {
                     self.phase = Phase::PreCopying;
                     Effect::PreCopy
                 } else {
-                    self.ahead_was_waste = false;
                     self.close()
                 }
             }
             (Phase::PreCopying, Event::PreCopied { page_count }) => {
                 self.pre_copied = page_count;
+                self.pre_copied_all += page_count;
+                self.passes += 1;
                 self.close()
             }
             (Phase::Closing, Event::Drained) => {
-                self.phase = Phase::Capturing;
-                Effect::Capture
+                self.phase = Phase::Searching;
+                Effect::Search
+            }
+            (Phase::Searching, Event::Found { page_count }) => {
+                self.found = page_count;
+                let shrinks = self.passes == 0 || page_count <= self.pre_copied / 2;
+                if page_count >= PRE_COPY_MIN && shrinks && self.passes < PASSES_MAX {
+                    self.phase = Phase::PreCopying;
+                    Effect::OpenAndCopy
+                } else {
+                    self.phase = Phase::Capturing;
+                    Effect::Copy
+                }
             }
             (Phase::Closing, Event::Held) => {
                 self.phase = Phase::Idle;
@@ -188,10 +221,12 @@ impl Rounds {
                 }
                 Effect::KeepCopies
             }
-            (Phase::Capturing, Event::Captured { page_count }) => {
+            (Phase::Capturing, Event::Captured) => {
                 self.phase = Phase::Committing;
-                self.ahead_was_waste = page_count > self.pre_copied / 2 && self.pre_copied > 0;
-                self.last_page_count = self.pre_copied.max(page_count);
+                self.ahead_was_waste = self.found >= PRE_COPY_MIN
+                    && self.found > self.pre_copied / 2
+                    && self.pre_copied > 0;
+                self.last_page_count = self.pre_copied_all.max(self.found);
                 Effect::OpenAndCommit
             }
             (Phase::Committing, Event::Committed) => {
@@ -200,7 +235,7 @@ impl Rounds {
                 self.due_at = self.pace.interval.map(|i| now + i);
                 Effect::Done { stable: true }
             }
-            (Phase::Capturing | Phase::Committing, Event::Failed) => {
+            (Phase::Searching | Phase::Committing, Event::Failed) => {
                 self.phase = Phase::Idle;
                 self.due_at = self.pace.interval.map(|i| now + i);
                 Effect::KeepCopies
@@ -233,12 +268,16 @@ mod tests {
     }
 
     fn whole_round(r: &mut Rounds, now: Duration, dirty: u64) {
+        let mut left = dirty;
         let mut effect = r.step(now, Event::Begin(Wish::Background));
         loop {
             effect = match effect {
-                Effect::PreCopy => r.step(now, Event::PreCopied { page_count: dirty }),
+                Effect::PreCopy | Effect::OpenAndCopy => {
+                    r.step(now, Event::PreCopied { page_count: std::mem::take(&mut left) })
+                }
                 Effect::CloseGates { .. } => r.step(now, Event::Drained),
-                Effect::Capture => r.step(now, Event::Captured { page_count: dirty }),
+                Effect::Search => r.step(now, Event::Found { page_count: left }),
+                Effect::Copy => r.step(now, Event::Captured),
                 Effect::OpenAndCommit => r.step(now, Event::Committed),
                 Effect::Done { stable } => {
                     assert!(stable);
@@ -268,7 +307,9 @@ mod tests {
         r.step(Duration::ZERO, Event::PreCopied { page_count: 1000 });
         r.step(Duration::ZERO, Event::Drained);
         // Most of it was dirtied again: the next round does not copy ahead, the one after does.
-        r.step(Duration::ZERO, Event::Captured { page_count: 900 });
+        let effect = r.step(Duration::ZERO, Event::Found { page_count: 900 });
+        assert_eq!(effect, Effect::Copy);
+        r.step(Duration::ZERO, Event::Captured);
         r.step(Duration::ZERO, Event::Committed);
         let within = BACKGROUND_GATE;
         assert_eq!(
@@ -276,9 +317,36 @@ mod tests {
             Effect::CloseGates { within }
         );
         r.step(Duration::ZERO, Event::Drained);
-        r.step(Duration::ZERO, Event::Captured { page_count: 900 });
+        let effect = r.step(Duration::ZERO, Event::Found { page_count: 900 });
+        assert_eq!(effect, Effect::Copy);
+        r.step(Duration::ZERO, Event::Captured);
         r.step(Duration::ZERO, Event::Committed);
         assert_eq!(r.step(Duration::ZERO, Event::Begin(Wish::Background)), Effect::PreCopy);
+    }
+
+    #[test]
+    fn what_takes_long_to_copy_is_copied_with_the_gates_open() {
+        let mut r = rounds();
+        let now = Duration::ZERO;
+        r.step(now, Event::Begin(Wish::Background));
+        // Nobody knew that there was so much.
+        for left in [100_000, 40_000, 10_000] {
+            r.step(now, Event::Drained);
+            let effect = r.step(now, Event::Found { page_count: left });
+            assert_eq!(effect, Effect::OpenAndCopy);
+            let effect = r.step(now, Event::PreCopied { page_count: left });
+            assert_eq!(effect, Effect::CloseGates { within: BACKGROUND_GATE });
+        }
+        // Not for ever.
+        r.step(now, Event::Drained);
+        assert_eq!(r.step(now, Event::Found { page_count: 4000 }), Effect::Copy);
+        r.step(now, Event::Captured);
+        assert_eq!(r.step(now, Event::Committed), Effect::Done { stable: true });
+        // A pass that does not halve what is left is the last one.
+        assert_eq!(r.step(now, Event::Begin(Wish::Background)), Effect::PreCopy);
+        r.step(now, Event::PreCopied { page_count: 8000 });
+        r.step(now, Event::Drained);
+        assert_eq!(r.step(now, Event::Found { page_count: 4001 }), Effect::Copy);
     }
 
     #[test]
@@ -304,7 +372,8 @@ mod tests {
         let mut r = rounds();
         r.step(Duration::ZERO, Event::Begin(Wish::Asked { gate: 5 * MS }));
         r.step(Duration::ZERO, Event::Drained);
-        r.step(Duration::ZERO, Event::Captured { page_count: 4 });
+        r.step(Duration::ZERO, Event::Found { page_count: 4 });
+        r.step(Duration::ZERO, Event::Captured);
         assert_eq!(r.step(Duration::ZERO, Event::Failed), Effect::KeepCopies);
         assert_eq!(
             r.step(Duration::ZERO, Event::Begin(Wish::Asked { gate: 5 * MS })),
