@@ -66,7 +66,8 @@ struct Plan {
     /// The position behind, its chain checksum not known yet.
     behind: LogPosition,
     segments_taken: usize,
-    has_images: bool,
+    /// Whether it may have the last segments: of a full store it is what makes room.
+    makes_room: bool,
 }
 
 /// What one batch asks to have recorded.
@@ -75,6 +76,14 @@ struct Asked {
     association: u32,
     entries: Vec<(Entry, u64)>,
     images: usize,
+}
+
+impl Asked {
+    /// Whether a container is given up. Some images belong to that: the directory in which it stood.
+    fn drops(&self) -> bool {
+        // They stand first.
+        matches!(self.entries.first(), Some((Entry::Drop(_), _)))
+    }
 }
 
 impl Store {
@@ -357,7 +366,7 @@ fn plan(state: &mut State, asked: &[Asked], time: u64) -> Result<Plan, NoSegment
         chunks: Vec::new(),
         behind: LogPosition { time, ..state.position },
         segments_taken: 0,
-        has_images: asked.iter().any(|asked| asked.images > 0),
+        makes_room: asked.iter().all(|asked| asked.images == 0 || asked.drops()),
     };
     let asking = asked.iter().enumerate().filter(|(_, asked)| !asked.entries.is_empty());
     for (group, (batch, asked)) in asking.enumerate() {
@@ -426,7 +435,7 @@ fn push_chunk(
 ) -> Result<(), NoSegment> {
     let behind = &mut plan.behind;
     if behind.next_segment.is_none() {
-        match state.space.extend_chain(plan.has_images) {
+        match state.space.extend_chain(plan.makes_room) {
             Ok(place) => behind.next_segment = place,
             Err(NoSegment) => {
                 state.space.shorten_chain(plan.segments_taken);

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use stead_model::WINDOW_COUNT;
 
 use crate::aligned::AlignedBuf;
-use crate::error::{CreateError, Held, OpenError};
+use crate::error::{CreateError, Held, OpenError, is_no_space};
 use crate::file::FileMedium;
 use crate::format::{BLOCK, FORMAT_VERSION, HEADER_BLOCKS, LogPosition, Place, ROOTS, Root};
 use crate::format::{SUPERBLOCKS, Superblock};
@@ -403,8 +403,12 @@ impl DirectoryLock {
             }
             Err(error) => return Err(LockError::Io(error.into())),
         }
-        // For people who look; what counts is the lock.
-        file.set_len(0).and_then(|()| writeln!(file, "{pid}")).map_err(LockError::Io)?;
+        // For people who look; what counts is the lock, and on a full disk there may be no room to say it.
+        let said = format!("{pid}\n");
+        match file.write_all(said.as_bytes()).and_then(|()| file.set_len(said.len() as u64)) {
+            Err(error) if !is_no_space(&error) => return Err(LockError::Io(error)),
+            _ => {}
+        }
         held.push(HeldHere { key, to_close: Vec::new() });
         Ok(DirectoryLock { key, _file: file, log: None })
     }

@@ -249,9 +249,14 @@ pub enum CommitError {
     Limit(&'static str),
 }
 
+/// Whether the disk, or what this user may have of it, is full.
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl CommitError {
     pub(crate) fn io(action: &'static str, source: io::Error) -> Self {
-        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        if is_no_space(&source) {
             CommitError::NoSpace { source }
         } else {
             CommitError::Io { action, source }

@@ -16,7 +16,7 @@ pub(crate) const SEGMENT_BLOCKS: RangeInclusive<u32> = 8..=1 << 16;
 /// Segments that the record chain leaves to the cold streams, so that a full store can still be kept.
 pub(crate) const COLD_RESERVE: usize = 2;
 
-/// The same for records without images: in a full store they are what makes room.
+/// The same for records without images, or that give up a container: in a full store they are what makes room.
 const COLD_RESERVE_LEAST: usize = 1;
 
 /// Set in the table for a segment that may be written when the table's root is durable.
@@ -309,8 +309,8 @@ impl Space {
     }
 
     /// A segment for the record chain, which now ends with it.
-    pub(crate) fn extend_chain(&mut self, images: bool) -> Result<Place, NoSegment> {
-        let segment = self.take(if images { COLD_RESERVE } else { COLD_RESERVE_LEAST })?;
+    pub(crate) fn extend_chain(&mut self, makes_room: bool) -> Result<Place, NoSegment> {
+        let segment = self.take(if makes_room { COLD_RESERVE_LEAST } else { COLD_RESERVE })?;
         self.chain.push_back(segment);
         Ok(self.layout.start(segment))
     }
@@ -619,8 +619,8 @@ mod tests {
         let layout = Layout { segment_blocks: 8 };
         let mut space = Space::new(layout);
         space.add_segments(6, true);
-        let a = space.extend_chain(true).unwrap();
-        let b = space.extend_chain(true).unwrap();
+        let a = space.extend_chain(false).unwrap();
+        let b = space.extend_chain(false).unwrap();
         assert_eq!((a, b), (Place(16), Place(24)));
         space.count_layer(a.plus(1));
         assert_eq!(space.live_blocks(), 1);
@@ -635,9 +635,9 @@ mod tests {
         assert_eq!(space.contradictions(), []);
         // Two free segments stay for the cold stream.
         for _ in 0..3 {
-            space.extend_chain(true).unwrap();
+            space.extend_chain(false).unwrap();
         }
-        assert_eq!(space.extend_chain(true), Err(NoSegment));
+        assert_eq!(space.extend_chain(false), Err(NoSegment));
         space.take_cold(Head::Map).unwrap();
         space.shorten_chain(3);
         assert_eq!(space.free_segments(), 4);
@@ -648,8 +648,8 @@ mod tests {
     fn a_segment_waits_for_readers() {
         let mut space = Space::new(Layout { segment_blocks: 8 });
         space.add_segments(6, true);
-        let a = space.extend_chain(true).unwrap();
-        let b = space.extend_chain(true).unwrap();
+        let a = space.extend_chain(false).unwrap();
+        let b = space.extend_chain(false).unwrap();
         // Somebody reads from root 5, which still begins in a.
         space.publish(5, vec![], &position(a), u64::MAX);
         space.publish(6, vec![], &position(b), 5);
@@ -677,7 +677,7 @@ mod tests {
         let layout = Layout { segment_blocks: 8 };
         let mut space = Space::new(layout);
         space.add_segments(5, true);
-        let a = space.extend_chain(true).unwrap();
+        let a = space.extend_chain(false).unwrap();
         let cold = space.take_cold(Head::Map).unwrap();
         let counts = vec![0, 3, 0, 0, 0];
         let bytes = space.encode(&counts, 9);
@@ -715,7 +715,7 @@ mod tests {
         let mut space = Space::new(Layout { segment_blocks: 64 });
         space.add_segments(3, false);
         space.add_segments(COLD_RESERVE + 1, true);
-        let first = space.extend_chain(true).unwrap();
+        let first = space.extend_chain(false).unwrap();
         assert_eq!(first, space.layout.start(3), "the first that has been written");
         let ahead = space.take_unwritten().unwrap();
         assert_eq!(ahead, space.layout.start(0));

@@ -452,3 +452,60 @@ fn a_full_file_system_loses_nothing() {
     assert!(Command::new("umount").arg(dir.path()).status().unwrap().success());
     unmounted.unwrap();
 }
+
+/// However a store came to be full, and opened anew or not: giving up a container works, though some pages (those of a
+/// directory) change along with it, and makes room.
+#[test]
+fn giving_up_a_container_makes_room_in_a_full_store() {
+    for seed in 0..40 {
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let medium = CrashMedium::new(seed);
+        let segment_blocks = Some([48, 64, 256][seed as usize % 3]);
+        let options = CreateOptions { segment_blocks, ..CreateOptions::default() };
+        let mut store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
+        commit(&store, 0..10, 1);
+        medium.set_full(true);
+        let mut batch = store.batch();
+        let mut page = 10;
+        let mut refused = 0;
+        while refused < 8 {
+            // First as much as there is room for, then ever less, to the last block.
+            for _ in 0..1 + (chance.u64(..64) >> (refused / 2 * 2)) {
+                batch.push(id(1, page), |p| p.fill(1));
+                page += 1;
+            }
+            match store.commit(&mut batch) {
+                Ok(_) => {}
+                Err(CommitError::NoSpace { .. }) => {
+                    refused += 1;
+                    batch.clear();
+                }
+                Err(error) => panic!("seed {seed}: {error}"),
+            }
+            if chance.u8(..4) == 0 {
+                let _ = store.maintain();
+            }
+            if chance.u8(..16) == 0 {
+                drop(store);
+                store = Store::open_on(Arc::new(medium.clone())).unwrap().0;
+            }
+        }
+        if seed % 3 == 0 {
+            drop(store);
+            store = Store::open_on(Arc::new(medium.clone())).unwrap().0;
+        }
+        assert_eq!(value(&store, 5).unwrap(), 1);
+        let mut batch = store.batch();
+        batch.drop_container(ContainerId(1));
+        (0..4).for_each(|page| batch.push(id(0, page), |p| p.fill(9)));
+        store.commit(&mut batch).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        for page in 0..20 {
+            batch.push(id(2, page), |p| p.fill(2));
+        }
+        store.commit(&mut batch).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        drop(store);
+        let (store, _) = Store::open_on(Arc::new(medium)).unwrap();
+        assert_eq!(value(&store, 5).unwrap(), 0);
+        assert!(store.verify(&mut |_| {}).unwrap().is_clean());
+    }
+}
