@@ -238,7 +238,7 @@ fn damage_is_named() {
     let bad: Vec<u64> = (0..606).filter(|&page| value(&store, page).is_err()).collect();
     assert_eq!(bad, (0..256).collect::<Vec<_>>());
     let error = value(&store, 5).unwrap_err();
-    words(&error, &["the map of container #1 from page 0 on", "checksum"]);
+    words(&error, &["the map of container #1 from page 0 to 256", "checksum"]);
     assert!(matches!(store.stored_pages(ContainerId(1)), Err(ReadError::Damaged(_))));
     assert!(!store.verify(&mut |_| {}).unwrap().is_clean());
     drop(store);
