@@ -1,5 +1,5 @@
-//! The `stead` command: shows that it holds (`demo`), looks at a store (`ls`, `stat`, `verify`), and says
-//! what this system allows (`doctor`). No persistence happens here. Read [`Command`] first, then `output`,
+//! The `stead` command: shows that it holds (`demo`), looks at a store (`ls`, `stat`, `verify`), copies it (`backup`,
+//! `restore`), and says what this system allows (`doctor`). No persistence happens here. Read [`Command`] first, then `output`,
 //! which says how commands answer.
 #![forbid(unsafe_code)]
 
@@ -9,11 +9,14 @@ macro_rules! say {
     ($($line:tt)*) => { $crate::output::print_line(format_args!($($line)*)) };
 }
 
+mod backup;
 mod demo;
 mod doctor;
 mod ls;
 mod output;
+mod restore;
 mod scrub;
+mod snapshot;
 mod stat;
 mod units;
 mod verify;
@@ -78,6 +81,19 @@ enum Command {
         #[arg(long, value_parser = units::rate)]
         rate: Option<u64>,
     },
+    /// Name states of a store, read, use and forget them
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    /// Write a state of a store, in use or not, to a file or a pipe
+    ///
+    /// Every page is checked on the way. With --since only what is other than in a snapshot is written, to be restored
+    /// on top of a backup of that snapshot.
+    Backup(backup::Backup),
+    /// Make a store of backups: a whole one, and then what was new since
+    ///
+    /// Every piece is checked before it is used, and the new store is read again from the disk before it gets its name:
+    /// there is a whole store, or none.
+    Restore(restore::Restore),
     /// What this kernel, user and container allow, and what to do about what is missing
     Doctor {
         /// A store to look at too: does it open, does its file system take direct writes
@@ -93,6 +109,9 @@ fn main() -> ExitCode {
         Command::Stat { dir } => answer(json, "stat", stat::run(&dir)),
         Command::Verify { dir, leaks } => answer(json, "verify", verify::run(&dir, leaks)),
         Command::Scrub { dir, rate } => answer(json, "scrub", scrub::run(&dir, rate)),
+        Command::Snapshot(what) => answer(json, "snapshot", what.run()),
+        Command::Backup(backup) => answer(json, "backup", backup.run(json)),
+        Command::Restore(restore) => answer(json, "restore", restore.run()),
         Command::Doctor { dir } => answer(json, "doctor", doctor::run(dir.as_deref())),
     }
 }

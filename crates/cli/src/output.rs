@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use stead::{ContainerError, OpenError, OpenErrorKind};
+use stead::{BackupError, ContainerError, OpenError, OpenErrorKind, RestoreError, SnapshotError};
 
 /// What `stead --help` says about exit codes.
 pub(crate) const EXIT_CODES: &str = "\
@@ -119,9 +119,57 @@ pub(crate) fn byte_bar() -> ProgressBar {
 }
 
 impl Failure {
+    /// Says where it happened, too.
+    pub(crate) fn at(mut self, place: &dyn fmt::Display) -> Failure {
+        self.message = format!("{place}: {}", self.message);
+        self
+    }
+
     /// The store was opened, but something on the way failed.
     pub(crate) fn not_done(why: impl fmt::Display) -> Failure {
         Failure { kind: "system", exit_code: NOT_DONE, message: why.to_string() }
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Failure {
+        match error {
+            SnapshotError::Container(error) => error.into(),
+            error if error.is_unknown() => {
+                Failure { kind: "no_snapshot", exit_code: NOT_OPENED, message: error.to_string() }
+            }
+            error => Failure::not_done(error),
+        }
+    }
+}
+
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Failure {
+        match error {
+            BackupError::Open(error) => OpenError::from(error).into(),
+            error if error.is_unknown() => {
+                Failure { kind: "no_snapshot", exit_code: NOT_OPENED, message: error.to_string() }
+            }
+            error if error.is_damage() => {
+                Failure { kind: "damaged", exit_code: WRONG, message: error.to_string() }
+            }
+            error => Failure::not_done(error),
+        }
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(error: RestoreError) -> Failure {
+        let (kind, exit_code) = match &error {
+            RestoreError::UnderWay(_) => ("in_use", NOT_OPENED),
+            RestoreError::NotABackup
+            | RestoreError::Cut { .. }
+            | RestoreError::Damaged { .. }
+            | RestoreError::Nothing => ("bad_backup", WRONG),
+            RestoreError::Newer { .. } => ("newer", NOT_OPENED),
+            _ => ("system", NOT_DONE),
+        };
+        Failure { kind, exit_code, message: error.to_string() }
     }
 }
 

@@ -71,6 +71,8 @@ pub enum OpenError {
 pub enum OpenErrorKind {
     /// There is none.
     Missing,
+    /// The store has no such snapshot.
+    NoSnapshot,
     /// Something else is there.
     NotAStore,
     /// This process or another has it open.
@@ -95,6 +97,7 @@ impl OpenErrorKind {
     pub fn word(self) -> &'static str {
         match self {
             OpenErrorKind::Missing => "missing",
+            OpenErrorKind::NoSnapshot => "no_snapshot",
             OpenErrorKind::NotAStore => "not_a_store",
             OpenErrorKind::InUse => "in_use",
             OpenErrorKind::NotPermitted => "not_permitted",
@@ -139,7 +142,7 @@ impl OpenError {
                 _ => OpenErrorKind::System,
             },
             OpenError::Overlap { .. } => OpenErrorKind::Damaged,
-            OpenError::Snapshot { .. } => OpenErrorKind::Missing,
+            OpenError::Snapshot { .. } => OpenErrorKind::NoSnapshot,
             OpenError::Unfinished { .. } => OpenErrorKind::System,
             OpenError::Thread(_) => OpenErrorKind::System,
         }
@@ -373,6 +376,14 @@ pub enum SnapshotError {
     Read(#[from] ReadError),
 }
 
+impl SnapshotError {
+    /// Whether there is no such snapshot.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, SnapshotError::Store(stead_store::SnapshotError::Unknown { .. }))
+    }
+}
+
 /// No backup was written, or not to its end.
 #[derive(thiserror::Error, Debug)]
 pub enum BackupError {
@@ -385,6 +396,21 @@ pub enum BackupError {
     /// It could not be copied.
     #[error(transparent)]
     Copy(#[from] stead_store::BackupError),
+}
+
+impl BackupError {
+    /// Whether there is no such snapshot.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, BackupError::Snapshot(stead_store::SnapshotError::Unknown { .. }))
+    }
+
+    /// Whether something in the store is damaged.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        let BackupError::Copy(stead_store::BackupError::Read(error)) = self else { return false };
+        matches!(error, ReadError::Damaged(_))
+    }
 }
 
 /// A container was not removed, or not yet for good.

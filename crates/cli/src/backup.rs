@@ -1,0 +1,132 @@
+//! `stead backup`: a state of a store to a file or a pipe, while the store is in use (B11). Read [`Backup`] first.
+
+use std::fs::{self, File};
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+use serde::Serialize;
+use stead::{BackedUp, BackupProgress};
+
+use crate::output::{Failure, Outcome, Report, byte_bar};
+use crate::units::bytes;
+
+/// Which state, and where to.
+#[derive(clap::Args)]
+pub(crate) struct Backup {
+    /// Directory of the store
+    dir: PathBuf,
+    /// The snapshot to write; the last stabilisation if none is named
+    #[arg(long, value_name = "NAME")]
+    snapshot: Option<String>,
+    /// Write only what is other than in this snapshot: to be restored on top of a backup of that one
+    #[arg(long, value_name = "NAME")]
+    since: Option<String>,
+    /// The file to write, which is there only when it is whole; standard output if none is named
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// What was written.
+#[derive(Serialize)]
+pub(crate) struct Written {
+    dir: PathBuf,
+    file: Option<PathBuf>,
+    /// The snapshot that it is; null for the last stabilisation.
+    snapshot: Option<String>,
+    last_sequence: u64,
+    /// The snapshot on top of which it has to be restored; null if it stands alone.
+    since: Option<String>,
+    containers: u64,
+    images: u64,
+    zeros: u64,
+    backup_bytes: u64,
+}
+
+impl Backup {
+    pub(crate) fn run(self, json: bool) -> Outcome<Written> {
+        let Backup { dir, snapshot, since, output } = self;
+        if output.is_none() && (json || io::stdout().is_terminal()) {
+            // Whoever reads there is told what to do instead.
+            let what = "the backup itself goes to standard output: name a file with -o, or read it by a pipe without --json";
+            crate::Args::command().error(ErrorKind::MissingRequiredArgument, what).exit();
+        }
+        let bar = byte_bar();
+        let mut progress = |progress: BackupProgress| {
+            bar.set_length(progress.total * stead::PAGE_SIZE as u64);
+            bar.set_position(progress.done * stead::PAGE_SIZE as u64);
+        };
+        let mut write = |out: &mut File| {
+            let written =
+                stead::backup(&dir, snapshot.as_deref(), since.as_deref(), out, &mut progress);
+            written.map_err(Failure::from)
+        };
+        let written = match &output {
+            Some(file) => whole_file(file, write)?,
+            None => write(&mut io::stdout().as_fd().try_clone_to_owned()?.into())?,
+        };
+        bar.finish_and_clear();
+        let BackedUp { state, base, containers, images, zeros, bytes: backup_bytes } = written;
+        Ok(Written {
+            dir,
+            file: output,
+            snapshot: (state.snapshot != 0).then_some(state.name),
+            last_sequence: state.sequence,
+            since: base.map(|base| base.name),
+            containers,
+            images,
+            zeros,
+            backup_bytes,
+        })
+    }
+}
+
+/// Writes beside the file, and gives it its name when all of it is on the disk.
+fn whole_file<T>(
+    file: &Path,
+    write: impl FnOnce(&mut File) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let at = |path: &Path, error| Failure::not_done(format!("{}: {error}", path.display()));
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".part");
+    let beside = PathBuf::from(beside);
+    let mut out = File::create(&beside).map_err(|error| at(&beside, error))?;
+    let written = write(&mut out).and_then(|written| {
+        out.sync_all().map_err(|error| at(&beside, error))?;
+        fs::rename(&beside, file).map_err(|error| at(file, error))?;
+        let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| at(parent, error))?;
+        Ok(written)
+    });
+    if written.is_err() {
+        // It is no backup.
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+impl Report for Written {
+    fn is_well(&self) -> bool {
+        true
+    }
+
+    fn print(&self) {
+        let what = match &self.snapshot {
+            Some(name) => format!("snapshot {name:?}"),
+            None => format!("the state after stabilisation {}", self.last_sequence),
+        };
+        let since = self
+            .since
+            .as_ref()
+            .map_or(String::new(), |name| format!(", what is new since {name:?}"));
+        let line = format!("{what}{since}: {} in {} pages", bytes(self.backup_bytes), self.images);
+        match &self.file {
+            Some(_) => crate::say!("{line}"),
+            // Standard output is the backup.
+            None => eprintln!("{line}"),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Snapshots, backups and restored stores by the real command.
+
+mod common;
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{Ran, alone, bank, bank_of, run};
+
+/// Accounts in the container `bank` of a store.
+fn accounts(dir: &Path) -> u64 {
+    let store = stead::open_read_only(dir).unwrap();
+    let bank = store.container::<common::Bank>("bank").unwrap();
+    bank.read(|root, _| root.accounts.len() as u64).unwrap()
+}
+
+/// Runs a command that must succeed, in words and, if it can be said twice, in JSON.
+fn well(args: &[&str]) -> Ran {
+    let ran = run(args, &["--json"]);
+    assert_eq!(ran.code, 0, "{args:?}: {ran:?}");
+    let json = ran.json();
+    assert_eq!(json["command"], args[0]);
+    common::keys_are_documented(args[0], &json);
+    ran
+}
+
+fn refused(args: &[&str], code: i32, kind: &str, words: &str) {
+    let ran = run(args, &["--json"]);
+    let json = ran.json();
+    assert_eq!((ran.code, json["error"]["kind"].as_str()), (code, Some(kind)), "{args:?}: {ran:?}");
+    assert!(ran.err.contains(words), "{words:?} is missing in {}", ran.err);
+}
+
+#[test]
+fn states_are_named_used_and_forgotten() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("store");
+    let dir = path.to_str().unwrap();
+    bank(&path, 100);
+    well(&["snapshot", "take", dir, "monday"]);
+    bank(&path, 11);
+    let json = well(&["snapshot", "take", dir, "tuesday"]).json();
+    assert_eq!(json["snapshots"][1]["name"], "tuesday");
+    assert!(
+        json["snapshots"][0]["stored_bytes"].as_u64()
+            <= json["snapshots"][1]["stored_bytes"].as_u64()
+    );
+    let listed = run(&["snapshot", "list", dir], &[]);
+    assert!(listed.out.lines().nth(1).unwrap().starts_with("monday"), "{listed:?}");
+    refused(
+        &["snapshot", "take", dir, "monday"],
+        4,
+        "system",
+        "there is a snapshot \"monday\" already",
+    );
+    refused(
+        &["snapshot", "drop", dir, "sunday"],
+        3,
+        "no_snapshot",
+        "there is no snapshot \"sunday\"",
+    );
+    refused(&["snapshot", "branch", dir, "sunday", "bank", "x"], 3, "no_snapshot", "sunday");
+    refused(&["snapshot", "branch", dir, "monday", "none", "x"], 3, "no_container", "none");
+
+    well(&["snapshot", "branch", dir, "monday", "bank", "old bank"]);
+    for command in ["ls", "stat", "verify", "scrub"] {
+        well(&[command, dir]);
+    }
+    let store = stead::open(&path).unwrap();
+    let old = store.container::<common::Bank>("old bank", |_| unreachable!()).unwrap();
+    assert_eq!(old.read(|root, _| root.accounts.len()).unwrap(), 100);
+    drop(old);
+    // In use, it can be looked at, and not changed.
+    let bank = bank_of(&store);
+    well(&["snapshot", "list", dir]);
+    refused(&["snapshot", "take", dir, "now"], 3, "in_use", "is in use by process");
+    drop(bank);
+    store.remove("bank").unwrap();
+    drop(store);
+    // What was removed comes back under any name.
+    well(&["snapshot", "branch", dir, "tuesday", "bank", "bank"]);
+    assert_eq!(accounts(&path), 111);
+    well(&["snapshot", "go-back", dir, "monday"]);
+    assert_eq!(accounts(&path), 100);
+    assert_eq!(stead::open_read_only(&path).unwrap().names(), ["bank"]);
+    well(&["snapshot", "drop", dir, "monday"]);
+    let left = well(&["snapshot", "list", dir]).json();
+    assert_eq!(left["snapshots"].as_array().unwrap().len(), 1);
+    well(&["verify", dir]);
+}
+
+#[test]
+fn a_store_in_use_is_backed_up_and_restored() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
+    let (path, dir) = (temp.path().join("store"), at("store"));
+    bank(&path, 5000);
+    well(&["snapshot", "take", &dir, "base"]);
+    bank(&path, 1);
+    let held = stead::open(&path).unwrap();
+
+    let full = well(&["backup", &dir, "--snapshot", "base", "-o", &at("full")]).json();
+    let changes = well(&["backup", &dir, "--since", "base", "-o", &at("changes")]).json();
+    assert_eq!((&full["snapshot"], &changes["since"]), (&"base".into(), &"base".into()));
+    assert!(changes["backup_bytes"].as_u64().unwrap() * 2 < full["backup_bytes"].as_u64().unwrap());
+    assert!(!temp.path().join("full.part").exists());
+    drop(held);
+
+    well(&["restore", &at("one"), "-i", &at("full")]);
+    assert_eq!(accounts(&temp.path().join("one")), 5000);
+    well(&["verify", &at("one")]);
+    well(&["restore", &at("two"), "-i", &at("full"), "-i", &at("changes")]);
+    assert_eq!(accounts(&temp.path().join("two")), 5001);
+    // By a pipe, and no words among the bytes.
+    let mut writer = Command::new(env!("CARGO_BIN_EXE_stead"))
+        .args(["backup", &dir])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let reader = Command::new(env!("CARGO_BIN_EXE_stead"))
+        .args(["restore", &at("three")])
+        .stdin(writer.stdout.take().unwrap())
+        .output()
+        .unwrap();
+    assert!(reader.status.success(), "{reader:?}");
+    let said = writer.wait_with_output().unwrap();
+    assert!(
+        String::from_utf8_lossy(&said.stderr).contains("the state after stabilisation"),
+        "{said:?}"
+    );
+    assert_eq!(accounts(&temp.path().join("three")), 5001);
+
+    refused(
+        &["restore", &at("four"), "-i", &at("changes")],
+        4,
+        "system",
+        "since snapshot \"base\"",
+    );
+    refused(&["restore", &at("one"), "-i", &at("full")], 4, "system", "is there already");
+    refused(&["backup", &dir, "--snapshot", "none", "-o", &at("x")], 3, "no_snapshot", "\"none\"");
+    refused(&["backup", &at("none"), "-o", &at("x")], 3, "missing", "does not exist");
+    assert!(!temp.path().join("x").exists() && !temp.path().join("x.part").exists());
+    let mut bytes = fs::read(at("full")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(at("bad"), &bytes).unwrap();
+    refused(
+        &["restore", &at("four"), "-i", &at("bad")],
+        1,
+        "bad_backup",
+        "bad: the backup is damaged at byte",
+    );
+    fs::write(at("cut"), &bytes[..middle]).unwrap();
+    refused(&["restore", &at("four"), "-i", &at("cut")], 1, "bad_backup", "ends too early");
+    assert!(!temp.path().join("four").exists() && !temp.path().join("four.restoring").exists());
+    // Where the answer and the backup would be mixed.
+    let ran = run(&["backup", &dir], &["--json"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    let full_disk = Command::new(env!("CARGO_BIN_EXE_stead"))
+        .args(["backup", &dir])
+        .stdout(File::options().write(true).open("/dev/full").unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(full_disk.status.code(), Some(4), "{full_disk:?}");
+}
