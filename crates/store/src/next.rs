@@ -16,7 +16,7 @@ use crate::layer::Layer;
 use crate::planted::{self, Bug};
 use crate::store::Store;
 use crate::tree::{Holder, Moves, Others, Released, Relocation, Tree, count_lacking};
-use crate::versions::{Snapshot, Trees, Versions};
+use crate::versions::{Asking, SnapshotInfo, Trees, Versions};
 
 /// The versions while a checkpoint changes them.
 pub(crate) struct Next<'a> {
@@ -99,7 +99,7 @@ impl<'a> Next<'a> {
                 self.count(at.place, 1);
             }
             if let Some(old) = old {
-                let others = self.versions.others(old.family(), Some(container));
+                let others = self.versions.others(old.family(), &Asking::Live(container));
                 if changes.dropped {
                     self.let_go_of_tree(&old, &others)?;
                 } else {
@@ -148,18 +148,15 @@ impl<'a> Next<'a> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let live = self.versions.live.clone();
-        let snapshot = Snapshot::new(name.into(), number, time, position.sequence, live);
-        self.versions.snapshots.list.push(snapshot);
+        let info = SnapshotInfo::of(name.into(), number, time, position.sequence, &live);
+        self.versions.snapshots.add(info, live);
     }
 
     pub(crate) fn drop_snapshot(&mut self, number: u64) -> Result<(), CommitError> {
-        let list = &mut self.versions.snapshots.list;
-        let Some(at) = list.iter().position(|snapshot| snapshot.info.number == number) else {
-            return Ok(());
-        };
-        let mut going = Families::of(&list.remove(at).trees);
+        let Some(dropped) = self.versions.snapshots.remove(number) else { return Ok(()) };
+        let mut going = Families::of(&dropped.trees);
         while let Some((family, tree)) = going.take_one() {
-            let mut others = self.versions.others(family, None);
+            let mut others = self.versions.others(family, &Asking::Dropped(&dropped));
             // A branch may share with its origin in this very snapshot.
             others.snapshots.extend_from_slice(going.members(family));
             let gone = others.lacking(&tree, &self.store.disk)?;
@@ -196,11 +193,12 @@ impl<'a> Next<'a> {
         }
         for tree in going.values() {
             held.remove(tree);
-            let mut others = self.versions.others(tree.family(), None);
+            let mut others = self.versions.others(tree.family(), &Asking::Live(tree.container()));
             others.live.extend_from_slice(held.members(tree.family()));
             self.let_go_of_tree(tree, &others)?;
         }
         self.versions.live = target;
+        self.versions.snapshots.go_back(number);
         Ok(())
     }
 
@@ -214,7 +212,7 @@ impl<'a> Next<'a> {
         let Some(tree) = snapshot.and_then(|snapshot| snapshot.trees.get(&origin)).cloned() else {
             return Ok(());
         };
-        let live = self.versions.others(tree.family(), None).live;
+        let live: Vec<Arc<Tree>> = self.versions.live_family(tree.family()).cloned().collect();
         let unpinned = count_lacking(&tree, &live, &self.store.disk)?;
         let pinned = &mut self.versions.snapshots.pinned;
         *pinned = pinned.saturating_sub(unpinned);

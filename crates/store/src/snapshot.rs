@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::checkpoint::Change;
 use crate::error::CommitError;
+use crate::next::Next;
 use crate::store::Store;
 use crate::versions::{ORIGINS_MOST, SNAPSHOT_NAME_BYTES, Snapshot, SnapshotInfo, is_name};
 use crate::view::View;
@@ -148,9 +149,13 @@ impl Store {
     /// # Errors
     /// If there is no snapshot of that name, or the disk refuses.
     pub fn go_back(&self, name: &str) -> Result<SnapshotInfo, SnapshotError> {
-        // What must be looked at is looked at, and what can be stored is stored, before stabilisations have to wait.
         self.settle()?;
-        self.checkpoint_now(&mut self.keeper())?;
+        {
+            // The parts of the maps that differ are brought into memory before stabilisations have to wait.
+            let _keeper = self.keeper();
+            let number = self.known_snapshot(name)?.info.number;
+            Next::of(self).go_back(number)?;
+        }
         let mut writer = self.writer();
         let mut keeper = self.keeper();
         let info = self.known_snapshot(name)?.info;
@@ -178,7 +183,7 @@ impl Store {
         assert!(new <= ContainerId::MAX, "{new} cannot be stored");
         self.settle()?;
         let mut keeper = self.keeper();
-        let Snapshot { info, trees } = self.known_snapshot(snapshot)?;
+        let Snapshot { info, trees, .. } = self.known_snapshot(snapshot)?;
         let Some(tree) = trees.get(&origin) else {
             let snapshot = snapshot.into();
             return Err(SnapshotError::NoContainer { snapshot, container: origin });

@@ -35,9 +35,14 @@ pub struct SnapshotInfo {
     pub pages: u64,
 }
 
+/// Where a version comes from that comes from several, of which the one before them has been dropped.
+const UNKNOWN: u64 = u64::MAX;
+
 /// A state that stands still.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
+    /// The snapshot that the live state had last been the same as when this one was taken; 0 if there was none.
+    parent: u64,
     /// Shared with all views of it.
     pub(crate) info: Arc<SnapshotInfo>,
     pub(crate) trees: Arc<Trees>,
@@ -49,9 +54,39 @@ pub(crate) struct Snapshots {
     pub(crate) list: Vec<Snapshot>,
     /// Blocks that nothing but snapshots refers to.
     pub(crate) pinned: u64,
+    /// The snapshot that the live state was last the same as: the last one taken, or gone back to; 0 if there is none.
+    base: u64,
 }
 
 impl Snapshots {
+    pub(crate) fn add(&mut self, info: SnapshotInfo, trees: Trees) {
+        let parent = std::mem::replace(&mut self.base, info.number);
+        self.list.push(Snapshot { parent, info: Arc::new(info), trees: Arc::new(trees) });
+    }
+
+    /// Takes out a snapshot; what came from it now comes from where it came from.
+    pub(crate) fn remove(&mut self, number: u64) -> Option<Removed> {
+        let at = self.list.iter().position(|snapshot| snapshot.info.number == number)?;
+        let Snapshot { parent, trees, .. } = self.list.remove(at);
+        let children = self.list.iter().filter(|snapshot| snapshot.parent == number);
+        let children: Vec<u64> = children.map(|snapshot| snapshot.info.number).collect();
+        let is_parent_of_live = self.base == number;
+        let alone = children.len() + usize::from(is_parent_of_live) <= 1;
+        let new_parent = if alone { parent } else { UNKNOWN };
+        for snapshot in self.list.iter_mut().filter(|snapshot| snapshot.parent == number) {
+            snapshot.parent = new_parent;
+        }
+        if is_parent_of_live {
+            self.base = new_parent;
+        }
+        Some(Removed { parent, children, is_parent_of_live, trees })
+    }
+
+    /// The live state is now the same as this snapshot.
+    pub(crate) fn go_back(&mut self, number: u64) {
+        self.base = number;
+    }
+
     pub(crate) fn named(&self, name: &str) -> Option<&Snapshot> {
         self.list.iter().find(|snapshot| snapshot.info.name == name)
     }
@@ -61,6 +96,22 @@ impl Snapshots {
     }
 }
 
+/// A snapshot that is no longer one.
+pub(crate) struct Removed {
+    parent: u64,
+    children: Vec<u64>,
+    is_parent_of_live: bool,
+    pub(crate) trees: Arc<Trees>,
+}
+
+/// Whose blocks it is about.
+pub(crate) enum Asking<'a> {
+    /// The live map of a container.
+    Live(ContainerId),
+    /// The map of a snapshot, while it is being dropped.
+    Dropped(&'a Removed),
+}
+
 /// All versions, as they are or as a checkpoint is about to make them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Versions {
@@ -68,32 +119,62 @@ pub(crate) struct Versions {
     pub(crate) snapshots: Snapshots,
     /// Containers that are branches in some version.
     branches: BTreeSet<ContainerId>,
+    /// Families in which there are branches.
+    branched: BTreeSet<ContainerId>,
 }
 
 impl Versions {
     pub(crate) fn new(live: Trees, snapshots: Snapshots) -> Self {
-        let mut versions = Versions { live, snapshots, branches: BTreeSet::new() };
-        let branches = versions.all().flat_map(BTreeMap::values);
-        let branches = branches.filter(|tree| !tree.origins().ids().is_empty());
-        versions.branches = branches.map(|tree| tree.container()).collect();
+        let mut versions = Versions { live, snapshots, ..Versions::default() };
+        let trees = versions.all().flat_map(BTreeMap::values);
+        let trees = trees.filter(|tree| !tree.origins().ids().is_empty());
+        let (branches, branched) = trees.map(|tree| (tree.container(), tree.family())).unzip();
+        (versions.branches, versions.branched) = (branches, branched);
         versions
     }
 
     /// Makes a container out of the tree of another one.
     pub(crate) fn add_branch(&mut self, tree: Tree) {
         self.branches.insert(tree.container());
+        self.branched.insert(tree.family());
         self.live.insert(tree.container(), Arc::new(tree));
     }
 
-    /// The trees of a family but for the live one of `except`: each of them once.
-    pub(crate) fn others(&self, family: ContainerId, except: Option<ContainerId>) -> Others {
+    /// The other trees that have to be asked whether they hold a block of one.
+    ///
+    /// What two versions have in common, all have through which the later one came from the earlier one: live state
+    /// and snapshots form a tree in which each comes from the one that it was last the same as. So its neighbours
+    /// there are enough, unless branches or a missing part of that tree make it hard to tell who they are.
+    pub(crate) fn others(&self, family: ContainerId, asking: &Asking<'_>) -> Others {
+        let Snapshots { list, base, .. } = &self.snapshots;
+        let dropped = match asking {
+            Asking::Live(_) => None,
+            Asking::Dropped(dropped) => Some(dropped.parent),
+        };
+        let mut parents = list.iter().map(|snapshot| snapshot.parent).chain(dropped).chain([*base]);
+        let known = parents.all(|parent| parent != UNKNOWN);
+        let all = self.branched.contains(&family) || !known;
+        let (live, except) = match asking {
+            Asking::Live(container) => (all, Some(*container)),
+            Asking::Dropped(dropped) => (all || dropped.is_parent_of_live, None),
+        };
         let mut others = Others::default();
-        for tree in self.family_of(&self.live, family) {
-            if Some(tree.container()) != except {
-                others.live.push(Arc::clone(tree));
-            }
+        if live {
+            let members = self.live_family(family);
+            others.live =
+                members.filter(|tree| Some(tree.container()) != except).cloned().collect();
         }
-        for snapshot in &self.snapshots.list {
+        for snapshot in list {
+            let number = snapshot.info.number;
+            let near = match asking {
+                Asking::Live(_) => number == *base,
+                Asking::Dropped(dropped) => {
+                    number == dropped.parent || dropped.children.contains(&number)
+                }
+            };
+            if !all && !near {
+                continue;
+            }
             for tree in self.family_of(&snapshot.trees, family) {
                 // Neighbours in time are often the same.
                 if !others.snapshots.iter().rev().any(|known| known.is_same(tree)) {
@@ -102,6 +183,10 @@ impl Versions {
             }
         }
         others
+    }
+
+    pub(crate) fn live_family(&self, family: ContainerId) -> impl Iterator<Item = &Arc<Tree>> {
+        self.family_of(&self.live, family)
     }
 
     /// The trees that may hold a block that is sealed as the container's, each once.
@@ -145,13 +230,14 @@ impl Versions {
         }
         put_u32(&mut bytes, self.snapshots.list.len());
         put_u32(&mut bytes, branches.len());
+        bytes.extend_from_slice(&self.snapshots.base.to_le_bytes());
         for tree in branches {
             put_u32(&mut bytes, tree.container().0 as usize);
             put_origins(&mut bytes, tree);
         }
         let nothing = Trees::new();
         let mut before = &nothing;
-        for Snapshot { info, trees } in &self.snapshots.list {
+        for Snapshot { parent, info, trees } in &self.snapshots.list {
             let changed: Vec<&Arc<Tree>> = trees
                 .values()
                 .filter(|tree| !before.get(&tree.container()).is_some_and(|old| old.is_same(tree)))
@@ -159,6 +245,7 @@ impl Versions {
             let gone: Vec<ContainerId> =
                 before.keys().copied().filter(|container| !trees.contains_key(container)).collect();
             bytes.extend_from_slice(&info.number.to_le_bytes());
+            bytes.extend_from_slice(&parent.to_le_bytes());
             bytes.extend_from_slice(&info.time.to_le_bytes());
             bytes.extend_from_slice(&info.sequence.to_le_bytes());
             put_u32(&mut bytes, info.name.len());
@@ -184,12 +271,13 @@ impl Versions {
 
     /// The versions that the table names; `live` is what its first part says, and `None` the answer to what cannot be.
     pub(crate) fn decode(mut live: Trees, pinned: u64, bytes: &[u8]) -> Option<Self> {
-        let mut snapshots = Snapshots { list: Vec::new(), pinned };
+        let mut snapshots = Snapshots { list: Vec::new(), pinned, base: 0 };
         if bytes.is_empty() {
             return Some(Versions::new(live, snapshots));
         }
         let mut from = Cursor(bytes);
         let (count, branches) = (from.u32()?, from.u32()?);
+        snapshots.base = from.u64()?;
         for _ in 0..branches {
             let container = ContainerId(from.u32()?);
             let origins = from.origins()?;
@@ -199,7 +287,8 @@ impl Versions {
         }
         let mut trees = Trees::new();
         for _ in 0..count {
-            let (number, time, sequence) = (from.u64()?, from.u64()?, from.u64()?);
+            let (number, parent) = (from.u64()?, from.u64()?);
+            let (time, sequence) = (from.u64()?, from.u64()?);
             let (name_bytes, gone, changed) = (from.u32()?, from.u32()?, from.u32()?);
             let name = from.take(name_bytes as usize)?;
             from.take(name.len().next_multiple_of(4) - name.len())?;
@@ -225,18 +314,18 @@ impl Versions {
             if last.is_some_and(|last| last >= number) || snapshots.named(&name).is_some() {
                 return None;
             }
-            snapshots.list.push(Snapshot::new(name, number, time, sequence, trees.clone()));
+            let info = SnapshotInfo::of(name, number, time, sequence, &trees);
+            let (info, trees) = (Arc::new(info), Arc::new(trees.clone()));
+            snapshots.list.push(Snapshot { parent, info, trees });
         }
         Some(Versions::new(live, snapshots))
     }
 }
 
-impl Snapshot {
-    pub(crate) fn new(name: String, number: u64, time: u64, sequence: u64, trees: Trees) -> Self {
-        let containers = trees.len();
+impl SnapshotInfo {
+    pub(crate) fn of(name: String, number: u64, time: u64, sequence: u64, trees: &Trees) -> Self {
         let pages = trees.values().map(|tree| tree.pages()).sum();
-        let info = SnapshotInfo { name, number, time, sequence, containers, pages };
-        Snapshot { info: Arc::new(info), trees: Arc::new(trees) }
+        SnapshotInfo { name, number, time, sequence, containers: trees.len(), pages }
     }
 }
 

@@ -56,6 +56,9 @@ pub(crate) struct Relocation {
     pub(crate) taken: HashSet<Place>,
 }
 
+/// Where nodes go.
+type Sink<'a, E> = dyn FnMut(NodeId, &[u8]) -> Result<Located, E> + 'a;
+
 impl Tree {
     /// The map with its blocks moved; `None` if nothing of it is. `sink` stores nodes; it is asked to seal them for
     /// the whole family.
@@ -64,7 +67,7 @@ impl Tree {
         moves: &Moves,
         relocation: &mut Relocation,
         nodes: &dyn Nodes,
-        sink: &mut dyn FnMut(NodeId, &[u8]) -> Result<Located, E>,
+        sink: &mut Sink<'_, E>,
     ) -> Result<Option<Tree>, E> {
         let paths = moves.paths(self);
         let (origins, family) = (&self.origins, self.family());
@@ -81,7 +84,7 @@ struct Mover<'a, E> {
     nodes: &'a dyn Nodes,
     origins: &'a Origins,
     family: ContainerId,
-    sink: &'a mut dyn FnMut(NodeId, &[u8]) -> Result<Located, E>,
+    sink: &'a mut Sink<'a, E>,
 }
 
 impl<E: From<ReadError>> Mover<'_, E> {

@@ -1,0 +1,218 @@
+//! Yesterday's files stay readable: a store with snapshots and branches, kept as text, opened by whatever this is. The
+//! text is as in `golden`; it was written by the test `write`, which only writes where
+//! `STEAD_WRITE_GOLDEN_SNAPSHOTS` says.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
+use stead_store::sim::CrashMedium;
+use stead_store::{Batch, CreateOptions, Medium, OpenError, Store, Stored, View};
+
+type Pages = BTreeMap<PageId, u64>;
+
+fn id(container: u32, page: u64) -> PageId {
+    PageId { container: ContainerId(container), page: PageNo(page) }
+}
+
+/// Mostly zero, so that the text stays short.
+fn image(value: u64) -> [u8; PAGE_SIZE] {
+    let mut bytes = [0; PAGE_SIZE];
+    bytes[..8].copy_from_slice(&value.to_le_bytes());
+    bytes[PAGE_SIZE - 1] = 1;
+    bytes
+}
+
+/// What it holds, in the order in which it came: "first", "second" and the live state, where container 9 is a branch
+/// of container 8, which is one of container 1.
+fn contents() -> (Pages, Pages, Pages) {
+    let mut first: Pages = (0..20).map(|i| (id(1, i * 300), 100 + i)).collect();
+    first.insert(id(0, 0), 1);
+    let mut second = first.clone();
+    second.remove(&id(0, 0));
+    second.insert(id(1, 300), 2);
+    let branch = first.iter().filter(|(id, _)| id.container == ContainerId(1));
+    second.extend(branch.map(|(from, &value)| (id(8, from.page.0), value)));
+    second.insert(id(8, 0), 3);
+    let mut live = second.clone();
+    let branch = second.iter().filter(|(id, _)| id.container == ContainerId(8));
+    live.extend(branch.map(|(from, &value)| (id(9, from.page.0), value)));
+    live.insert(id(9, 600), 4);
+    live.retain(|id, _| id.container != ContainerId(1));
+    live.insert(id(8, 900), 5);
+    (first, second, live)
+}
+
+#[test]
+fn write() {
+    let Some(path) = std::env::var_os("STEAD_WRITE_GOLDEN_SNAPSHOTS") else { return };
+    let medium = CrashMedium::new(0);
+    let options = CreateOptions {
+        segment_blocks: Some(32),
+        store_id: Some(0x0123_4567_89AB_CDEF_0011_2233_4455_6677),
+        base_window: Some(11),
+        created: Some(1_763_000_000),
+    };
+    let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
+    let mut batch = store.batch();
+    let push = |batch: &mut Batch, id, value| {
+        batch.push(id, |p| p.copy_from_slice(&image(value)));
+    };
+    let (first, ..) = contents();
+    first.iter().for_each(|(&id, &value)| push(&mut batch, id, value));
+    store.commit(&mut batch).unwrap();
+    store.take_snapshot("first").unwrap();
+    store.branch("first", ContainerId(1), ContainerId(8)).unwrap();
+    batch.zero(id(0, 0));
+    push(&mut batch, id(1, 300), 2);
+    push(&mut batch, id(8, 0), 3);
+    store.commit(&mut batch).unwrap();
+    store.take_snapshot("between").unwrap();
+    store.take_snapshot("second").unwrap();
+    store.drop_snapshot("between").unwrap();
+    store.branch("second", ContainerId(8), ContainerId(9)).unwrap();
+    push(&mut batch, id(9, 600), 4);
+    store.commit(&mut batch).unwrap();
+    store.checkpoint().unwrap();
+    batch.drop_container(ContainerId(1));
+    push(&mut batch, id(8, 900), 5);
+    store.commit(&mut batch).unwrap();
+    drop(store);
+
+    let len = medium.len().unwrap();
+    let mut text = format!("{len:#x}\n");
+    for offset in (0..len).step_by(16) {
+        let mut row = [0; 16];
+        medium.read(offset, &mut row).unwrap();
+        if row != [0; 16] {
+            let hex: String = row.iter().map(|byte| format!("{byte:02x}")).collect();
+            writeln!(text, "{offset:x} {hex}").unwrap();
+        }
+    }
+    std::fs::write(path, text).unwrap();
+}
+
+/// The file, as it was.
+fn read() -> CrashMedium {
+    let text = include_str!("golden/version-1-snapshots.txt");
+    let mut lines = text.lines();
+    let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+    let mut bytes = vec![0; hex(lines.next().unwrap()) as usize];
+    for line in lines {
+        let (offset, row) = line.split_once(' ').unwrap();
+        for i in 0..16 {
+            bytes[hex(offset) as usize + i] = hex(&row[2 * i..2 * i + 2]) as u8;
+        }
+    }
+    let medium = CrashMedium::new(0);
+    medium.set_len(bytes.len() as u64).unwrap();
+    medium.write(0, &[IoSlice::new(&bytes)]).unwrap();
+    medium.sync().unwrap();
+    medium
+}
+
+#[test]
+fn a_store_with_snapshots_is_read_and_gone_on_with() {
+    let medium = read();
+    let (first, second, mut live) = contents();
+    let (store, report) = Store::open_on(Arc::new(medium.clone())).unwrap();
+    assert_eq!((report.last_sequence, report.records_replayed), (4, 1));
+    let names: Vec<String> = store.snapshots().into_iter().map(|info| info.name).collect();
+    assert_eq!(names, ["first", "second"]);
+    let check = |store: &Store, live: &Pages| {
+        assert_eq!(pages(&store.view()), *live);
+        assert_eq!(pages(&store.view_snapshot("first").unwrap()), first);
+        assert_eq!(pages(&store.view_snapshot("second").unwrap()), second);
+        assert!(store.verify(&mut |_| {}).unwrap().is_clean());
+    };
+    check(&store, &live);
+    let mut batch = store.batch();
+    batch.push(id(9, 0), |p| p.copy_from_slice(&image(6)));
+    live.insert(id(9, 0), 6);
+    store.commit(&mut batch).unwrap();
+    store.checkpoint().unwrap();
+    check(&store, &live);
+    drop(store);
+    let (store, _) = Store::open_on(Arc::new(medium)).unwrap();
+    check(&store, &live);
+    store.go_back("first").unwrap();
+    check(&store, &first);
+}
+
+#[test]
+fn a_root_of_a_later_version_is_refused_with_words() {
+    let medium = read();
+    // As `Root::encode` would seal it for its slot, had it version 3.
+    for block in [1, 2u64] {
+        let mut root = [0; PAGE_SIZE];
+        medium.read(block * PAGE_SIZE as u64, &mut root).unwrap();
+        root[8..12].copy_from_slice(&3u32.to_le_bytes());
+        let seed = u64::from_le_bytes(*b"STEADRUT") ^ block ^ 2 << 32;
+        let seal = xxhash_rust::xxh3::xxh3_64_with_seed(&root[..PAGE_SIZE - 8], seed);
+        root[PAGE_SIZE - 8..].copy_from_slice(&seal.to_le_bytes());
+        medium.write(block * PAGE_SIZE as u64, &[IoSlice::new(&root)]).unwrap();
+    }
+    match Store::open_on(Arc::new(medium)) {
+        Err(error @ OpenError::NewerFormat { found: 3, .. }) => {
+            assert!(error.to_string().contains("use a newer version"));
+        }
+        opened => panic!("{opened:?}"),
+    }
+}
+
+/// Every byte of the table's part with snapshots changed: an error, or the other root, never a panic and never another
+/// state.
+#[test]
+fn damage_in_the_table_is_noticed() {
+    let (_, _, live) = contents();
+    let whole = read();
+    let tables = table_blocks(&whole);
+    assert!(!tables.is_empty());
+    for block in tables {
+        for byte in (0..PAGE_SIZE).step_by(7) {
+            let medium = whole.copy(0);
+            let offset = block * PAGE_SIZE as u64 + byte as u64;
+            medium.rot(offset, |sector| sector[byte % 512] ^= 0x20);
+            match Store::open_on(Arc::new(medium)) {
+                Err(OpenError::Damaged { .. }) => {}
+                Ok((store, _)) => assert_eq!(pages(&store.view()), live),
+                Err(error) => panic!("offset {offset:#x}: {error}"),
+            }
+        }
+    }
+}
+
+/// Where the tables of both roots lie.
+fn table_blocks(medium: &CrashMedium) -> Vec<u64> {
+    let mut blocks = Vec::new();
+    for root in [1, 2] {
+        let mut bytes = [0; PAGE_SIZE];
+        medium.read(root * PAGE_SIZE as u64, &mut bytes).unwrap();
+        let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        for i in 0..number(12) as usize {
+            let at = 128 + i * 24;
+            let place = u64::from(number(at)) | u64::from(number(at + 4)) << 32;
+            blocks.extend(place..place + u64::from(number(at + 8)));
+        }
+    }
+    blocks
+}
+
+fn pages(view: &View<'_>) -> Pages {
+    let mut found = Pages::new();
+    let mut page = [0; PAGE_SIZE];
+    for container in view.containers() {
+        for range in view.stored_pages(container).unwrap() {
+            for page_no in range.pages() {
+                let id = PageId { container, page: page_no };
+                assert_eq!(view.read_page(id, &mut page).unwrap(), Stored::Image);
+                let value = u64::from_le_bytes(page[..8].try_into().unwrap());
+                assert!(page == image(value));
+                found.insert(id, value);
+            }
+        }
+    }
+    found
+}
