@@ -23,11 +23,21 @@ use crate::versions::Versions;
 /// to lie in order.
 const VICTIMS_AT_ONCE: usize = 8;
 
+/// Images in the order of pages. Several versions of a page may be among them.
+type Images = BTreeMap<(PageId, Place), Image>;
+
+#[derive(Debug)]
+struct Image {
+    /// Of the maps that hold it.
+    family: ContainerId,
+    bytes: Box<[u8]>,
+}
+
 /// What some version holds in segments that are to be emptied, each with the family of the maps that do. It is held
 /// in memory until there is enough to be moved in order: about two segments' worth at the most.
 #[derive(Debug, Default)]
 pub(crate) struct Gathered {
-    images: BTreeMap<(PageId, Place), (ContainerId, Box<[u8]>)>,
+    images: Images,
     nodes: Vec<(ContainerId, NodeId, Place)>,
     victims: Vec<Victim>,
 }
@@ -165,7 +175,8 @@ impl Store {
                         if let Some((family, now)) = holder(holders.of(id.container), find)?
                             && self.disk.check(entry, &Origins::default(), now, bytes).is_ok()
                         {
-                            found.images.insert((id, at.place), (family, bytes.into()));
+                            let image = Image { family, bytes: bytes.into() };
+                            found.images.insert((id, at.place), image);
                         }
                     }
                     Entry::Node(id) => {
@@ -226,7 +237,7 @@ impl Store {
     fn move_images(
         &self,
         keeper: &mut Keeper,
-        images: BTreeMap<(PageId, Place), (ContainerId, Box<[u8]>)>,
+        images: Images,
         born: u64,
     ) -> Result<(), CommitError> {
         if images.is_empty() {
@@ -242,7 +253,7 @@ impl Store {
             &mut keeper.moved
         };
         let mut moves = Vec::with_capacity(images.len());
-        for ((id, from), (family, bytes)) in images {
+        for ((id, from), Image { family, bytes }) in images {
             // Whoever holds it can read it as the family's.
             let as_family = PageId { container: family, ..id };
             let to = stream.append(self, Entry::Image(as_family), &bytes)?;

@@ -144,18 +144,18 @@ fn a_store_with_snapshots_is_read_and_gone_on_with() {
 #[test]
 fn a_root_of_a_later_version_is_refused_with_words() {
     let medium = read();
-    // As `Root::encode` would seal it for its slot, had it version 3.
+    // As `Root::encode` would seal it for its slot, had it version 1000.
     for block in [1, 2u64] {
         let mut root = [0; PAGE_SIZE];
         medium.read(block * PAGE_SIZE as u64, &mut root).unwrap();
-        root[8..12].copy_from_slice(&3u32.to_le_bytes());
-        let seed = u64::from_le_bytes(*b"STEADRUT") ^ block ^ 2 << 32;
+        root[8..12].copy_from_slice(&1000u32.to_le_bytes());
+        let seed = u64::from_le_bytes(*b"STEADRUT") ^ block ^ 999 << 32;
         let seal = xxhash_rust::xxh3::xxh3_64_with_seed(&root[..PAGE_SIZE - 8], seed);
         root[PAGE_SIZE - 8..].copy_from_slice(&seal.to_le_bytes());
         medium.write(block * PAGE_SIZE as u64, &[IoSlice::new(&root)]).unwrap();
     }
     match Store::open_on(Arc::new(medium)) {
-        Err(error @ OpenError::NewerFormat { found: 3, .. }) => {
+        Err(error @ OpenError::NewerFormat { found: 1000, .. }) => {
             assert!(error.to_string().contains("use a newer version"));
         }
         opened => panic!("{opened:?}"),
