@@ -184,6 +184,9 @@ impl Store {
         for place in keeper.cold.table.iter().flat_map(blocks_of) {
             next.count(place, -1);
         }
+        let recounted = if next.uncertain || keeper.recount { Some(next.recount()) } else { None };
+        // Whatever remains uncertain is looked at again when the store is opened the next time.
+        let lost = recounted.map_or(keeper.lost, |lost| lost.unwrap_or(true));
         let Next { versions, mut tree_counts, .. } = next;
 
         let generation = keeper.generation + 1;
@@ -200,6 +203,7 @@ impl Store {
             versions: table.versions,
             pinned: versions.snapshots.pinned,
             groups: self.groups.load(Ordering::SeqCst),
+            lost,
             table: table.extents.clone(),
         };
         let mut generations = Vec::new();
@@ -216,6 +220,7 @@ impl Store {
             generations.push(keeper.generation);
         }
         keeper.cold.table = table.extents;
+        (keeper.lost, keeper.recount) = (lost, false);
         Ok(Stored { versions, tree_counts, position, generations })
     }
 

@@ -169,7 +169,7 @@ impl Store {
                         let bytes = block(at.place.0 - start.0);
                         // What cannot be read whole stays where it is, to be reported when it is asked for.
                         let find = |tree: &Tree| {
-                            let at_now = tree.find(id.page.0, &self.disk)?;
+                            let at_now = tree.entry(id.page.0, &self.disk)?;
                             Ok((at_now.place == at.place).then_some(at_now))
                         };
                         if let Some((family, now)) = holder(holders.of(id.container), find)?

@@ -283,6 +283,7 @@ fn format_medium(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()>
             versions: 0,
             pinned: 0,
             groups: false,
+            lost: false,
             table: Vec::new(),
         };
         put(block, &root.encode(superblock.store_id, slot));

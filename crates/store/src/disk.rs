@@ -290,7 +290,15 @@ fn damage(entry: Entry, at: Located, how: &str) -> Damage {
 impl Nodes for Disk {
     fn load(&self, id: NodeId, origins: &Origins, at: Located) -> Result<Vec<u8>, ReadError> {
         let mut block = vec![0; BLOCK];
-        self.read_block(Entry::Node(id), origins, at, &mut block)?;
+        let entry = Entry::Node(id);
+        match self.read_block(entry, origins, at, &mut block) {
+            // A cache may have gone bad, and not the disk: much depends on a part of the map.
+            Err(ReadError::Damaged(damage)) => {
+                let again = self.read_from_disk(at.place.offset(), &mut block);
+                again.and_then(|()| self.check(entry, origins, at, &block)).map_err(|_| damage)?;
+            }
+            read => read?,
+        }
         Ok(block)
     }
 }

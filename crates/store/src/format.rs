@@ -6,6 +6,8 @@
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::error::Damage;
+
 /// Bytes in a block, the unit of places in the file. One page fills one block.
 pub(crate) const BLOCK: usize = PAGE_SIZE;
 
@@ -28,7 +30,8 @@ const ROOT_VERSION_SNAPSHOTS: u32 = 2;
 /// As the second, of a store in whose chain there may be stabilisations that shared a flush. A reader that does
 /// not know of those would believe too much of what it finds at the chain's end.
 const ROOT_VERSION_GROUPS: u32 = 3;
-pub(crate) const ROOT_VERSION_NEWEST: u32 = ROOT_VERSION_GROUPS;
+const ROOT_VERSION_LOST: u32 = 4;
+pub(crate) const ROOT_VERSION_NEWEST: u32 = ROOT_VERSION_LOST;
 
 const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"STEADLOG");
 const ROOT_MAGIC: u64 = u64::from_le_bytes(*b"STEADRUT");
@@ -61,6 +64,8 @@ pub(crate) struct Place(pub(crate) u64);
 
 impl Place {
     pub(crate) const NONE: Place = Place(0);
+    /// See [`Located::lost_with`].
+    const LOST: Place = Place(u64::MAX);
 
     pub(crate) fn is_none(self) -> bool {
         self == Place::NONE
@@ -85,6 +90,37 @@ pub(crate) struct Located {
 
 impl Located {
     pub(crate) const NEVER: Located = Located { place: Place::NONE, checksum: 0 };
+
+    /// Stands in a map for what a damaged part of it, at `place`, told: nobody knows any more.
+    pub(crate) fn lost_with(place: Place) -> Located {
+        Located { place: Place::LOST, checksum: place.0 }
+    }
+
+    pub(crate) fn is_lost(self) -> bool {
+        self.place == Place::LOST
+    }
+
+    /// The error for what is lost.
+    pub(crate) fn lost(self, id: NodeId) -> Damage {
+        let (container, pages) = (id.container, id.pages());
+        let what = format!(
+            "a part of the map of container {container} was found damaged here, and what it told of pages {} to {} is \
+             lost; storing them anew heals them",
+            pages.start, pages.end
+        );
+        Damage {
+            map_of: Some((container, pages)),
+            ..Damage::new(Place(self.checksum).offset(), what)
+        }
+    }
+
+    /// As [`Located::lost`], for one page.
+    pub(crate) fn lost_page(self, id: PageId) -> Damage {
+        let what = format!(
+            "the part of the map that told of {id} was found damaged here, and it is lost; storing it anew heals it"
+        );
+        Damage { page: Some(id), ..Damage::new(Place(self.checksum).offset(), what) }
+    }
 
     pub(crate) fn is_never(self) -> bool {
         self.place.is_none()
@@ -346,6 +382,8 @@ pub(crate) struct Root {
     pub(crate) pinned: u64,
     /// Whether stabilisations of the chain may have shared a flush.
     pub(crate) groups: bool,
+    /// Whether maps may have entries that are lost, or segments be counted as fuller than what can be reached.
+    pub(crate) lost: bool,
     pub(crate) table: Vec<Extent>,
 }
 
@@ -357,6 +395,7 @@ impl Root {
         let p = &self.position;
         put(&mut block, 0, &ROOT_MAGIC.to_le_bytes());
         let version = match self {
+            Root { lost: true, .. } => ROOT_VERSION_LOST,
             Root { groups: true, .. } => ROOT_VERSION_GROUPS,
             Root { versions: 0, .. } => ROOT_VERSION,
             Root { .. } => ROOT_VERSION_SNAPSHOTS,
@@ -436,6 +475,7 @@ impl Root {
             versions: get_u32(block, 112),
             pinned: get_u64(block, 120),
             groups: get_u32(block, 8) >= ROOT_VERSION_GROUPS,
+            lost: get_u32(block, 8) >= ROOT_VERSION_LOST,
             table,
         })
     }
@@ -676,6 +716,7 @@ mod tests {
             versions: 0,
             pinned: 0,
             groups: false,
+            lost: false,
             table: vec![Extent { place: Place(2001), blocks: 1, checksum: 0xBEEF }],
         };
         let block = root.encode(superblock().store_id, 1);
@@ -722,6 +763,7 @@ mod tests {
                 versions: [0, 700][table_len % 2],
                 pinned: table_len as u64,
                 groups: table_len == 1,
+                lost: table_len == 1,
                 table,
             };
             for slot in 0..2 {
@@ -760,6 +802,7 @@ mod tests {
             versions: 0,
             pinned: 0,
             groups: false,
+            lost: false,
             table: vec![],
         };
         let superblock = superblock().encode();

@@ -59,6 +59,10 @@ pub(crate) struct Keeper {
     pub(crate) gathered: Gathered,
     /// What the next root is to have elsewhere, because its place is to become free.
     pub(crate) moves: Moves,
+    /// Whether maps may have entries that are lost, or more be counted than can be reached.
+    pub(crate) lost: bool,
+    /// Whether the next checkpoint is to count anew for that reason.
+    pub(crate) recount: bool,
 }
 
 /// The next step of upkeep.

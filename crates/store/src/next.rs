@@ -2,7 +2,7 @@
 //! of. A block is counted once however many versions share it, and let go of when none is left that has it. Read
 //! [`Next`] first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,12 +10,13 @@ use stead_model::ContainerId;
 
 use crate::checkpoint::count;
 use crate::cold::Cold;
-use crate::error::CommitError;
-use crate::format::{Entry, LogPosition, NodeId, Place};
+use crate::error::{CommitError, Damage, ReadError};
+use crate::format::{Entry, Located, LogPosition, NodeId, Place};
 use crate::layer::Layer;
 use crate::planted::{self, Bug};
+use crate::space::Layout;
 use crate::store::Store;
-use crate::tree::{Holder, Moves, Others, Released, Relocation, Tree, count_lacking};
+use crate::tree::{Holder, Moves, Others, Released, Relocation, Tree, Visitor, count_lacking};
 use crate::versions::{Asking, SnapshotInfo, Trees, Versions};
 
 /// The versions while a checkpoint changes them.
@@ -24,12 +25,14 @@ pub(crate) struct Next<'a> {
     pub(crate) versions: Versions,
     /// How many blocks of each segment the versions refer to.
     pub(crate) tree_counts: Vec<u32>,
+    /// Whether damage kept from knowing what was let go of: see [`Next::recount`].
+    pub(crate) uncertain: bool,
 }
 
 impl<'a> Next<'a> {
     pub(crate) fn of(store: &'a Store) -> Self {
         let tree_counts = store.state().space.tree_counts();
-        Next { store, versions: store.versions(), tree_counts }
+        Next { store, versions: store.versions(), tree_counts, uncertain: false }
     }
 
     pub(crate) fn count(&mut self, place: Place, change: i64) {
@@ -89,7 +92,7 @@ impl<'a> Next<'a> {
             let mut tree = kept.unwrap_or_else(|| Tree::empty(container));
             let updates: Vec<_> = changes.pages.iter().map(|(&page, &at)| (page, at)).collect();
             let mut released = Vec::new();
-            tree.update(&updates, &store.disk, &mut released)?;
+            self.uncertain |= tree.update(&updates, &store.disk, &mut released)?;
             tree.store(&mut |id, block| {
                 let at = cold.append(store, Entry::Node(id), block)?;
                 self.count(at.place, 1);
@@ -134,13 +137,45 @@ impl<'a> Next<'a> {
 
     /// A live map is gone as a whole.
     fn let_go_of_tree(&mut self, tree: &Tree, others: &Others) -> Result<(), CommitError> {
-        let gone = self.let_go(others.lacking(tree, &self.store.disk)?);
+        let (gone, passed_over) = others.lacking(tree, &self.store.disk)?;
+        let gone = self.let_go(gone);
+        self.uncertain |= passed_over;
         if !others.snapshots.is_empty() {
             let unneeded = count_lacking(tree, &others.live, &self.store.disk)?;
             // More than what is gone, unless a damaged part of the map was passed over.
             self.versions.snapshots.pinned += unneeded.saturating_sub(gone);
         }
         Ok(())
+    }
+
+    /// Counts anew what all versions refer to, after damage kept from knowing what was let go of, so that nothing
+    /// stays counted that nobody can reach. Whether maps have lost entries; `None`, and nothing is changed, while a
+    /// part of some map is still damaged and may refer to anything.
+    pub(crate) fn recount(&mut self) -> Option<bool> {
+        if planted::is(Bug::LostNotRecounted) {
+            return Some(false);
+        }
+        let mut recount = Recount {
+            layout: self.store.layout(),
+            counts: Vec::new(),
+            seen: HashSet::new(),
+            lost: false,
+            unreadable: false,
+        };
+        for tree in self.versions.live.values() {
+            tree.visit(&self.store.disk, &mut recount);
+        }
+        let live = recount.seen.len();
+        for tree in self.versions.snapshots.list.iter().flat_map(|s| s.trees.values()) {
+            tree.visit(&self.store.disk, &mut recount);
+        }
+        if recount.unreadable {
+            return None;
+        }
+        self.versions.snapshots.pinned = (recount.seen.len() - live) as u64;
+        recount.counts.resize(recount.counts.len().max(self.tree_counts.len()), 0);
+        self.tree_counts = recount.counts;
+        Some(recount.lost)
     }
 
     /// The snapshot holds what the live version now holds.
@@ -159,7 +194,8 @@ impl<'a> Next<'a> {
             let mut others = self.versions.others(family, &Asking::Dropped(&dropped));
             // A branch may share with its origin in this very snapshot.
             others.snapshots.extend_from_slice(going.members(family));
-            let gone = others.lacking(&tree, &self.store.disk)?;
+            let (gone, passed_over) = others.lacking(&tree, &self.store.disk)?;
+            self.uncertain |= passed_over;
             if planted::is(Bug::DroppedButKept) {
                 continue;
             }
@@ -218,6 +254,43 @@ impl<'a> Next<'a> {
         *pinned = pinned.saturating_sub(unpinned);
         self.versions.add_branch(tree.branch(new));
         Ok(())
+    }
+}
+
+/// Blocks of all versions, each counted once.
+struct Recount {
+    layout: Layout,
+    counts: Vec<u32>,
+    seen: HashSet<Place>,
+    lost: bool,
+    unreadable: bool,
+}
+
+impl Recount {
+    fn is_new(&mut self, at: Place) -> bool {
+        let is_new = self.seen.insert(at);
+        if is_new {
+            count(self.layout, &mut self.counts, at, 1);
+        }
+        is_new
+    }
+}
+
+impl Visitor for Recount {
+    fn page(&mut self, _: u64, at: Located) {
+        self.is_new(at.place);
+    }
+
+    fn node(&mut self, _: NodeId, at: Place) -> Option<u64> {
+        (!self.is_new(at)).then_some(0)
+    }
+
+    fn unreadable(&mut self, _: NodeId, _: ReadError) {
+        self.unreadable = true;
+    }
+
+    fn lost(&mut self, _: Damage) {
+        self.lost = true;
     }
 }
 

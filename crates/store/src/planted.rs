@@ -36,6 +36,10 @@ pub enum Bug {
     MovedInLiveOnly,
     /// Dropping a snapshot keeps what nobody else has.
     DroppedButKept,
+    /// A damaged part of the map that must be changed is taken for an empty one.
+    LostReadsZero,
+    /// What only a lost part of the map referred to stays counted.
+    LostNotRecounted,
     /// A scrub reads images and does not look at them.
     ScrubLooksAway,
 }

@@ -73,9 +73,10 @@ impl Store {
         let ended = scrub.all();
         let mut found = scrub.found;
         found.complete = ended.is_continue();
-        found.damages.sort_by_key(|damage| damage.offset);
+        let key = |damage: &Damage| (damage.offset, damage.page, damage.map_of);
+        found.damages.sort_by_key(key);
         // Versions share blocks.
-        found.damages.dedup_by_key(|damage| damage.offset);
+        found.damages.dedup_by_key(|damage| key(damage));
         found
     }
 }
@@ -345,6 +346,13 @@ impl Visitor for Visit<'_, '_, '_> {
         }
         self.ended = self.scrub.pace(1);
         None
+    }
+
+    fn lost(&mut self, damage: Damage) {
+        // It may have been stored anew since the last root.
+        if damage.page.is_none_or(|id| self.view.locate(id).is_err()) {
+            self.damages.push(damage);
+        }
     }
 
     fn unreadable(&mut self, _: NodeId, error: ReadError) {

@@ -4,10 +4,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use stead_model::ContainerId;
+use stead_model::{ContainerId, PageId, PageNo};
 
-use crate::error::ReadError;
+use crate::error::{Damage, ReadError};
 use crate::format::{BLOCK, Located, NodeId, Place, get_u64, put};
+use crate::planted::{self, Bug};
 
 mod relocate;
 mod shared;
@@ -163,14 +164,27 @@ impl Tree {
         NodeId { container: self.container, level: self.levels.saturating_sub(1), index: 0 }
     }
 
-    /// Where a page lies.
+    /// Where a page lies; it is an error if nobody knows any more.
     pub(crate) fn find(&self, page: u64, nodes: &dyn Nodes) -> Result<Located, ReadError> {
+        let at = self.entry(page, nodes)?;
+        if at.is_lost() {
+            let id = PageId { container: self.container, page: PageNo(page) };
+            return Err(at.lost_page(id).into());
+        }
+        Ok(at)
+    }
+
+    /// What the map holds of a page, which may be that it is lost.
+    pub(crate) fn entry(&self, page: u64, nodes: &dyn Nodes) -> Result<Located, ReadError> {
         if !self.covers(page) {
             return Ok(Located::NEVER);
         }
         let mut child = &self.root;
         let mut id = self.root_id();
         loop {
+            if child.stored.is_lost() {
+                return Ok(child.stored);
+            }
             let Some(node) = child.node(id, &self.origins, nodes)? else {
                 return Ok(Located::NEVER);
             };
@@ -197,22 +211,29 @@ impl Tree {
         let mut child = &self.root;
         let mut id = self.root_id();
         while id.level > wanted.level {
+            if child.stored.is_lost() {
+                return Ok(None);
+            }
             let Some(node) = child.node(id, &self.origins, nodes)? else { return Ok(None) };
             let Node::Inner(children) = &**node else { unreachable!("leaves are at level 0") };
             let slot = wanted.slot_at(id.level);
             child = &children[slot];
             id = id.below(slot);
         }
-        Ok((id == wanted && !child.stored.is_never()).then_some(child.stored.place))
+        let is_there = id == wanted && !child.stored.is_never() && !child.stored.is_lost();
+        Ok(is_there.then_some(child.stored.place))
     }
 
     /// Enters `updates`, which are in the order of pages. What is no longer referred to goes to `released`.
+    ///
+    /// A node that must be changed and is damaged is made anew, with all that it told lost. Whether that was so: then
+    /// nobody knows to which blocks it referred.
     pub(crate) fn update(
         &mut self,
         updates: &[(u64, Located)],
         nodes: &dyn Nodes,
         released: &mut Vec<Released>,
-    ) -> Result<(), ReadError> {
+    ) -> Result<bool, ReadError> {
         let highest = updates.iter().rev().find(|(_, at)| !at.is_never()).map(|&(page, _)| page);
         while highest.is_some_and(|page| !self.covers(page)) {
             if !self.root.is_empty() {
@@ -224,16 +245,24 @@ impl Tree {
         }
         let end = updates.partition_point(|&(page, _)| self.covers(page));
         if self.levels == 0 {
-            return Ok(());
+            return Ok(false);
         }
-        let mut edit = Edit { nodes, origins: &self.origins, released, pages: self.pages };
+        let mut edit =
+            Edit { nodes, origins: &self.origins, released, pages: self.pages, lost: false };
         let id = self.root_id();
         edit.update(&mut self.root, id, &updates[..end])?;
+        let lost = edit.lost;
         self.pages = edit.pages;
         if self.root.is_empty() {
             self.levels = 0;
         }
-        Ok(())
+        if lost {
+            let mut count = CountPages::default();
+            self.visit(nodes, &mut count);
+            // While parts are damaged it cannot be known; the last of them that is made anew sets it right.
+            self.pages = if count.unreadable { self.pages } else { count.pages };
+        }
+        Ok(lost)
     }
 
     /// Writes all nodes that have been changed, those below before those above. `sink` says where each goes.
@@ -261,6 +290,31 @@ pub(crate) trait Visitor {
     /// All below the node, so many pages, has been shown.
     fn seen(&mut self, _id: NodeId, _at: Place, _pages: u64) {}
     fn unreadable(&mut self, id: NodeId, error: ReadError);
+    /// What was told of these pages is lost; they are not counted.
+    fn lost(&mut self, damage: Damage);
+}
+
+/// Counts pages that are stored.
+#[derive(Default)]
+struct CountPages {
+    pages: u64,
+    unreadable: bool,
+}
+
+impl Visitor for CountPages {
+    fn page(&mut self, _: u64, _: Located) {
+        self.pages += 1;
+    }
+
+    fn node(&mut self, _: NodeId, _: Place) -> Option<u64> {
+        None
+    }
+
+    fn unreadable(&mut self, _: NodeId, _: ReadError) {
+        self.unreadable = true;
+    }
+
+    fn lost(&mut self, _: Damage) {}
 }
 
 impl NodeId {
@@ -298,6 +352,9 @@ impl Child {
         nodes: &dyn Nodes,
     ) -> Result<Option<&Arc<Node>>, ReadError> {
         if self.loaded.get().is_none() && !self.stored.is_never() {
+            if self.stored.is_lost() {
+                return Err(self.stored.lost(id).into());
+            }
             let node = Node::decode(&nodes.load(id, origins, self.stored)?, id.level);
             // Another reader may have been quicker, with the same node.
             let _ = self.loaded.set(Arc::new(node));
@@ -305,17 +362,31 @@ impl Child {
         Ok(self.loaded.get())
     }
 
-    /// The node, made if there was none, its own copy if another version shares it.
+    /// The node, made if there was none, its own copy if another version shares it. One that is damaged is made anew,
+    /// with everything below it lost, and `lost` is set.
     fn node_mut(
         &mut self,
         id: NodeId,
         origins: &Origins,
         nodes: &dyn Nodes,
+        lost: &mut bool,
     ) -> Result<&mut Node, ReadError> {
-        if self.node(id, origins, nodes)?.is_none() {
+        let missing = match self.node(id, origins, nodes) {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(Located::NEVER),
+            Err(ReadError::Damaged(_)) if planted::is(Bug::LostReadsZero) => Some(Located::NEVER),
+            Err(ReadError::Damaged(_)) if self.stored.is_lost() => Some(self.stored),
+            Err(ReadError::Damaged(_)) => {
+                *lost = true;
+                Some(Located::lost_with(self.stored.place))
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(all) = missing {
+            let child = || Child { stored: all, loaded: OnceLock::new() };
             let node = match id.level {
-                0 => Node::Leaf(Box::new([Located::NEVER; FANOUT])),
-                _ => Node::Inner(empty_children()),
+                0 => Node::Leaf(Box::new([all; FANOUT])),
+                _ => Node::Inner(Box::new(std::array::from_fn(|_| child()))),
             };
             self.loaded = OnceLock::from(Arc::new(node));
         }
@@ -325,10 +396,10 @@ impl Child {
 
     /// Gives up the stored block, because the node, which is loaded, is being changed.
     fn change(&mut self, id: NodeId, released: &mut Vec<Released>) {
-        if !self.stored.is_never() {
+        if !self.stored.is_never() && !self.stored.is_lost() {
             released.push(Released { block: Block::Node(id), place: self.stored.place });
-            self.stored = Located::NEVER;
         }
+        self.stored = Located::NEVER;
     }
 
     fn store<E>(
@@ -357,6 +428,10 @@ impl Child {
         nodes: &dyn Nodes,
         visitor: &mut dyn Visitor,
     ) -> u64 {
+        if self.stored.is_lost() {
+            visitor.lost(self.stored.lost(id));
+            return 0;
+        }
         let at = self.stored.place;
         if !at.is_none()
             && let Some(pages) = visitor.node(id, at)
@@ -368,9 +443,12 @@ impl Child {
             Ok(None) => {}
             Ok(Some(Node::Leaf(pages))) => {
                 let first = u64::from(id.index) << 8;
-                for (slot, &at) in pages.iter().enumerate() {
-                    if !at.is_never() {
-                        visitor.page(first + slot as u64, at);
+                for (page, &at) in (first..).zip(pages.iter()) {
+                    if at.is_lost() {
+                        let id = PageId { container: id.container, page: PageNo(page) };
+                        visitor.lost(at.lost_page(id));
+                    } else if !at.is_never() {
+                        visitor.page(page, at);
                         count += 1;
                     }
                 }
@@ -430,6 +508,8 @@ struct Edit<'a> {
     origins: &'a Origins,
     released: &'a mut Vec<Released>,
     pages: u64,
+    /// Whether a damaged node was made anew.
+    lost: bool,
 }
 
 impl Edit<'_> {
@@ -442,12 +522,12 @@ impl Edit<'_> {
         if updates.is_empty() || child.is_empty() && updates.iter().all(|(_, at)| at.is_never()) {
             return Ok(());
         }
-        let node = child.node_mut(id, self.origins, self.nodes)?;
+        let node = child.node_mut(id, self.origins, self.nodes, &mut self.lost)?;
         match node {
             Node::Leaf(pages) => {
                 for &(page, at) in updates {
                     let old = std::mem::replace(&mut pages[page as usize % FANOUT], at);
-                    if !old.is_never() {
+                    if !old.is_never() && !old.is_lost() {
                         let block = Block::Page(page);
                         self.released.push(Released { block, place: old.place });
                         self.pages -= 1;

@@ -409,6 +409,14 @@ impl Visitor for Visit<'_> {
         }
     }
 
+    fn lost(&mut self, damage: Damage) {
+        let hides =
+            |(active, _): (&Layer, bool)| damage.page.is_some_and(|id| active.find(id).is_some());
+        if !self.live.is_some_and(hides) {
+            self.found.damages.push(damage);
+        }
+    }
+
     fn unreadable(&mut self, _: NodeId, error: ReadError) {
         let place = match &error {
             ReadError::Damaged(damage) => damage.offset,

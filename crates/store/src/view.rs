@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageRange};
 
-use crate::error::ReadError;
+use crate::error::{Damage, ReadError};
 use crate::format::{Located, NodeId, Place};
 use crate::layer::Changes;
 use crate::read::{Run, Stored};
@@ -238,6 +238,19 @@ impl Visitor for Pages {
 
     fn unreadable(&mut self, _: NodeId, error: ReadError) {
         self.unreadable = Some(error);
+    }
+
+    /// Pages that are lost are among those that are stored: reading them is what tells.
+    fn lost(&mut self, damage: Damage) {
+        /// As many as two levels of the map lead to.
+        const LISTED: u64 = 1 << 16;
+        match (damage.page, damage.map_of) {
+            (Some(id), _) => self.stored.push(id.page.0),
+            (None, Some((_, pages))) if pages.page_count() <= LISTED => {
+                self.stored.extend(pages.start..pages.end);
+            }
+            _ => self.unreadable = Some(damage.into()),
+        }
     }
 }
 

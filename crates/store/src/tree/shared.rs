@@ -58,12 +58,16 @@ impl Others {
         Ok(holders)
     }
 
-    /// The blocks of `tree` that none of these holds.
-    pub(crate) fn lacking(&self, tree: &Tree, nodes: &dyn Nodes) -> Result<Vec<Place>, ReadError> {
+    /// The blocks of `tree` that none of these holds, and whether damage was passed over, so that there may be more.
+    pub(crate) fn lacking(
+        &self,
+        tree: &Tree,
+        nodes: &dyn Nodes,
+    ) -> Result<(Vec<Place>, bool), ReadError> {
         let mut lacking = Vec::new();
-        let others = self.live.iter().chain(&self.snapshots);
-        only(tree, others.map(|other| &**other), nodes, &mut |_, at| lacking.push(at.place))?;
-        Ok(lacking)
+        let others = self.live.iter().chain(&self.snapshots).map(|other| &**other);
+        let passed_over = only(tree, others, nodes, &mut |_, at| lacking.push(at.place))?;
+        Ok((lacking, passed_over.is_some()))
     }
 }
 
@@ -144,7 +148,7 @@ impl Tree {
         nodes: &dyn Nodes,
     ) -> Result<bool, ReadError> {
         let held = match block {
-            Block::Page(page) => self.find(page, nodes).map(|at| at.place == place),
+            Block::Page(page) => self.entry(page, nodes).map(|at| at.place == place),
             Block::Node(id) => {
                 let id = NodeId { container: self.container, ..id };
                 self.find_node(id, nodes).map(|at| at == Some(place))
@@ -161,7 +165,7 @@ impl Tree {
             origins: &Origins,
             nodes: &dyn Nodes,
         ) -> Result<u64, ReadError> {
-            if child.is_empty() {
+            if child.is_empty() || child.stored.is_lost() {
                 return Ok(0);
             }
             let mut count = 1;
@@ -216,7 +220,9 @@ impl<'a> Part<'a> {
                 _ => return Ok(None),
             },
         };
-        Ok((!child.is_some_and(Child::is_empty)).then_some(Part { child, ..self }))
+        // Of what is lost nothing is held.
+        let nothing = child.is_some_and(|child| child.is_empty() || child.stored.is_lost());
+        Ok((!nothing).then_some(Part { child, ..self }))
     }
 }
 
@@ -314,7 +320,10 @@ impl Walk<'_> {
             let Some(leaf) = self.unless_damaged(leaf)? else { return Ok(()) };
             leaves.extend(leaf);
         }
-        for (slot, &at) in pages.iter().enumerate().filter(|(_, at)| !at.is_never()) {
+        for (slot, &at) in pages.iter().enumerate() {
+            if at.is_never() || at.is_lost() {
+                continue;
+            }
             let held = leaves.iter().any(|leaf| match &***leaf {
                 Node::Leaf(pages) => pages[slot].place == at.place,
                 Node::Inner(_) => false,
