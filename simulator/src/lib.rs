@@ -10,4 +10,5 @@ pub mod growth;
 pub mod litmus;
 pub mod program;
 pub mod protocol;
+pub mod store;
 mod svg;

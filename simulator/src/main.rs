@@ -1,14 +1,14 @@
-//! The command: whole clusters simulated from one seed. Nothing is simulated in this file; it reads
-//! the command line and prints. Read [`Command`] first.
+//! The command: whole clusters, and stores on a cruel disk, simulated from one seed. Nothing is simulated in this
+//! file; it reads the command line and prints. Read [`Command`] first.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use simulator::{counts, growth, protocol};
+use simulator::{counts, growth, protocol, store};
 
 #[derive(Parser)]
-#[command(about = "Simulates whole clusters from one seed")]
+#[command(about = "Simulates whole clusters, and stores on a cruel disk, from one seed")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -25,6 +25,8 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// A store under crashes, failing and lying disks: a life for each seed.
+    Store(store::Options),
     /// Counts the messages of each kind of fault with each manager.
     Counts,
     /// Measures how faults grow dearer with the number of sites, and writes table and plot.
@@ -38,6 +40,7 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Protocol { seeds, seed } => run_protocol(seeds, seed),
+        Command::Store(options) => store::run(&options),
         Command::Counts => {
             let head = ["manager", "fault", "expected", "counted", "after", "bodies"];
             let [manager, fault, expected, counted, after, bodies] = head;

@@ -159,6 +159,7 @@ impl Store {
         moves: &Moves,
     ) -> Result<Stored, CommitError> {
         let since = self.disk.failures();
+        self.replace_unusable_root(keeper, since)?;
         if let Chain::NewEpoch { elsewhere } = chain {
             position.epoch += 1;
             if let Some(place) = elsewhere {
@@ -281,6 +282,22 @@ impl Store {
             room += u64::from(extent.blocks);
             extents.push(extent);
         }
+    }
+
+    fn replace_unusable_root(
+        &self,
+        keeper: &mut Keeper,
+        since: Failures,
+    ) -> Result<(), CommitError> {
+        if let Some(root) = &keeper.stand_in
+            && !planted::is(Bug::UnusableRootKept)
+        {
+            let root = Root { generation: keeper.generation + 1, ..root.clone() };
+            keeper.generation = root.generation;
+            self.write_root(keeper, &root, since)?;
+        }
+        keeper.stand_in = None;
+        Ok(())
     }
 
     fn write_root(

@@ -11,6 +11,7 @@ use crate::clean::Gathered;
 use crate::cold::Cold;
 use crate::disk::Purpose;
 use crate::error::CommitError;
+use crate::format::Root;
 use crate::store::{State, Store};
 use crate::tree::Moves;
 
@@ -53,6 +54,9 @@ pub(crate) struct Keeper {
     pub(crate) generation: u64,
     /// The slot of the older root: the next one goes there.
     pub(crate) slot: usize,
+    /// The root that opening went by, if it could not use the other one. That one may be whole after all, and
+    /// refer to what counts as free now: it is overwritten with this before anything else is written.
+    pub(crate) stand_in: Option<Root>,
     pub(crate) cold: Cold,
     /// Where pages that cleaning moves are written.
     pub(crate) moved: Cold,
@@ -247,7 +251,7 @@ impl Store {
     }
 
     pub(crate) fn write_zeros(&self, from: u64, to: u64) -> Result<(), CommitError> {
-        let zeros = AlignedBuf::zeroed(PREWRITE_BYTES);
+        let zeros = AlignedBuf::zeroed(PREWRITE_BYTES.min((to - from) as usize));
         let mut at = from;
         while at < to {
             let bytes = (to - at).min(PREWRITE_BYTES as u64);

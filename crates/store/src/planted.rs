@@ -24,6 +24,8 @@ pub enum Bug {
     GroupBelieved,
     /// The first unreadable chunk is taken for the end of the log.
     BlindTail,
+    /// After opening by the older root, the other one stays as it was while what it refers to is written over.
+    UnusableRootKept,
     /// Restoring does not look at the checksums of a backup.
     StreamUnchecked,
     /// Segments are used again although a reader of another process needs them.

@@ -35,6 +35,10 @@ use crate::versions::{Trees, Versions};
 /// How far behind an unreadable chunk another of the chain is looked for, in blocks: more than the longest chunk.
 const LOOK_ONWARD: u64 = 320;
 
+/// In how many of the segments that the chain would have taken next its chunks are looked for: a write that never
+/// reached the disk may have filled whole segments, and then the way onward is not known.
+const LOOK_ONWARD_SEGMENTS: usize = 64;
+
 /// Blocks that recovery reads at once, at the least and at the most.
 const READ_LEAST: u64 = 16;
 const READ_MOST: u64 = 256;
@@ -244,6 +248,7 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
         keeper: Mutex::new(Keeper {
             generation: newest.generation,
             slot: 1 - slot,
+            stand_in: fell_back.then(|| root.clone()),
             cold: Cold::new(position.epoch, cold, root.table),
             moved: Cold::of_moved(position.epoch),
             gathered: Gathered::default(),
@@ -411,7 +416,8 @@ impl<'a> Replay<'a> {
             window: Window {
                 first: Place::NONE,
                 held: 0,
-                buffer: AlignedBuf::zeroed(READ_MOST as usize * BLOCK),
+                // It never holds blocks of more than one segment.
+                buffer: AlignedBuf::zeroed(READ_MOST.min(layout.segment_blocks) as usize * BLOCK),
                 blocks: 0,
                 scanning: false,
             },
@@ -597,32 +603,55 @@ impl<'a> Replay<'a> {
         under_way: u64,
     ) -> Result<Option<(Place, Chunk)>, ReadError> {
         self.window.scanning = true;
-        let (mut place, mut next_segment) = (from.place, from.next_segment);
-        let mut left = LOOK_ONWARD;
-        while left > 0 && !place.is_none() {
-            match self.header_at(place)? {
-                Some((chunk, _)) if self.is_in_chain(&chunk) && chunk.serial > from.serial => {
-                    if chunk.proves() >= under_way {
-                        return Ok(Some((place, chunk)));
-                    }
+        let ways = [(from.place, from.next_segment, LOOK_ONWARD)];
+        // If a whole segment is missing, the way onward is not known. Some of those that the chain would
+        // have taken next wait for roots as far as is known here.
+        let starts = self.space.unneeded(LOOK_ONWARD_SEGMENTS);
+        let ways = ways.into_iter().chain(starts.into_iter().map(|at| (at, Place::NONE, 1)));
+        for (mut place, mut next_segment, mut left) in ways {
+            // Serials only go up: a chunk that was written to a wrong place must not lead in circles.
+            let mut seen = from.serial;
+            while left > 0 && !place.is_none() {
+                left -= 1;
+                match self.onward(place, seen, under_way)? {
+                    Onward::Later(chunk) => return Ok(Some((place, chunk))),
                     // Of the one under way, some chunks have come through.
-                    self.report.unfinished = Some(under_way);
-                    left = LOOK_ONWARD;
-                    (place, next_segment) =
-                        self.layout.behind(place, chunk.blocks(), chunk.next_segment);
-                }
-                _ if self.layout.room(place) > 1 => {
-                    place = place.plus(1);
-                    left -= 1;
-                }
-                _ => {
-                    (place, next_segment) = (next_segment, Place::NONE);
-                    left -= 1;
+                    Onward::UnderWay(chunk) => {
+                        seen = chunk.serial;
+                        left = LOOK_ONWARD;
+                        (place, next_segment) =
+                            self.layout.behind(place, chunk.blocks(), chunk.next_segment);
+                    }
+                    Onward::Nothing if self.layout.room(place) > 1 => place = place.plus(1),
+                    Onward::Nothing => (place, next_segment) = (next_segment, Place::NONE),
                 }
             }
+            self.window.scanning = false;
         }
         Ok(None)
     }
+
+    /// What the block at `place` says of the chain behind chunk `behind`.
+    fn onward(&mut self, place: Place, behind: u64, under_way: u64) -> Result<Onward, ReadError> {
+        let Some((chunk, _)) = self.header_at(place)? else { return Ok(Onward::Nothing) };
+        if !self.is_in_chain(&chunk) || chunk.serial <= behind {
+            return Ok(Onward::Nothing);
+        }
+        if chunk.proves() >= under_way {
+            return Ok(Onward::Later(chunk));
+        }
+        self.report.unfinished = Some(under_way);
+        Ok(Onward::UnderWay(chunk))
+    }
+}
+
+/// What lies behind the chain's seeming end.
+enum Onward {
+    /// A chunk that could only have been written after what is missing had been acknowledged.
+    Later(Chunk),
+    /// A chunk of the stabilisation that is not complete.
+    UnderWay(Chunk),
+    Nothing,
 }
 
 /// Blocks read ahead: more of them the more of them are of use.

@@ -208,6 +208,28 @@ impl Space {
         self.free.len()
     }
 
+    pub(crate) fn is_free(&self, segment: u32) -> bool {
+        self.free.contains(&segment)
+    }
+
+    /// The first blocks of segments that nothing refers to, those first that are taken first.
+    pub(crate) fn unneeded(&self, most: usize) -> Vec<Place> {
+        (0..self.segments.len() as u32)
+            .filter(|&i| self.segments[i as usize].live() == 0 && !self.is_being_written(i))
+            .take(most)
+            .map(|segment| self.layout.start(segment))
+            .collect()
+    }
+
+    pub(crate) fn is_pending(&self, segment: u32) -> bool {
+        matches!(self.segments[segment as usize].state, State::Pending { .. })
+    }
+
+    /// Whether the record chain or the cold stream goes on in this segment.
+    pub(crate) fn is_being_written(&self, segment: u32) -> bool {
+        self.chain.contains(&segment) || self.heads.contains(&Some(segment))
+    }
+
     /// Segments that become free as roots are written, or readers go.
     pub(crate) fn pending_segments(&self) -> usize {
         self.pending

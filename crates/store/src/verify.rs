@@ -224,7 +224,8 @@ impl Store {
         let mut images = std::mem::take(&mut found.images);
         images.sort_unstable_by_key(|image| image.at.place);
         let total = images.len() as u64;
-        let mut bytes = AlignedBuf::zeroed(READ_BLOCKS * BLOCK);
+        let most = READ_BLOCKS.min(images.len());
+        let mut bytes = AlignedBuf::zeroed(most * BLOCK);
         let mut done = 0;
         while done < images.len() {
             progress(VerifyProgress { done: done as u64, total });
@@ -232,7 +233,7 @@ impl Store {
             let first = images[done].at.place;
             let run = images[done..]
                 .iter()
-                .take(READ_BLOCKS)
+                .take(most)
                 .enumerate()
                 .take_while(|(i, image)| image.at.place == first.plus(*i as u64))
                 .count();

@@ -1,5 +1,6 @@
 //! Crash truth: thousands of crash points, new ones each time. A failure prints a seed; `STEAD_SEED=n` runs that
-//! one alone, `STEAD_CRASH_POINTS=n` more or fewer.
+//! one alone, as does `simulator store --seed n`, which also runs for as long as one likes; `STEAD_CRASH_POINTS=n`
+//! runs more or fewer.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -24,7 +25,7 @@ fn every_crash_leaves_the_last_state_or_the_one_under_way() {
         );
         return;
     }
-    let points = number("STEAD_CRASH_POINTS").unwrap_or(8000);
+    let points = number("STEAD_CRASH_POINTS").unwrap_or(20_000);
     let first = RandomState::new().hash_one(0) >> 16;
     eprintln!("seeds from {first} on");
     let lives = points.div_ceil(CRASHES_PER_LIFE);
@@ -48,7 +49,7 @@ fn every_crash_leaves_the_last_state_or_the_one_under_way() {
         // The torture has reached what it is for.
         assert!(all.crashes_in_recovery > points / 20 && all.committed > points);
         assert!(all.failed > 0 && all.moved > points && all.under_way > 0);
-        assert!(all.fell_back > 0 && all.rot_noticed > 0);
+        assert!(all.fell_back > 0 && all.rot_noticed > 0 && all.silent_noticed > 0);
     }
 }
 
@@ -57,7 +58,11 @@ fn live(seeds: impl Iterator<Item = u64>) -> Result<Lived, String> {
     for seed in seeds {
         match life(seed, CRASHES_PER_LIFE) {
             Ok(lived) => all.add(lived),
-            Err(why) => return Err(format!("{why}; again with STEAD_SEED={seed}")),
+            Err(why) => {
+                return Err(format!(
+                    "{why}\nagain with STEAD_SEED={seed}, or: cargo run --release -p simulator -- store --seed {seed}"
+                ));
+            }
         }
     }
     Ok(all)
@@ -119,4 +124,9 @@ fn an_epoch_behind_one_root_is_found() {
 #[test]
 fn a_log_cut_at_its_first_bad_chunk_is_found() {
     lives_until_caught(Bug::BlindTail);
+}
+
+#[test]
+fn a_root_that_could_not_be_read_and_is_kept_is_found() {
+    lives_until_caught(Bug::UnusableRootKept);
 }

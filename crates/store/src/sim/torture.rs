@@ -2,23 +2,21 @@
 //! against a model that is a map of numbers. The oracle: after each crash exactly the last acknowledged state,
 //! or the one under way. Read [`life`] first.
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
+use super::audit::audit;
+use super::model::{Model, agrees_but_for_damage, contents, image, number_of};
 use super::{CrashMedium, Fault, SECTOR, SplitMix};
 use crate::batch::Batch;
 use crate::directory::CreateOptions;
 use crate::error::{OpenError, ReadError};
 use crate::format::{BLOCK, ROOTS};
 use crate::medium::Medium;
-use crate::read::Stored;
 use crate::recover::OpenReport;
 use crate::store::Store;
-
-/// What a store must hold: each page's number, from which its image follows.
-type Model = BTreeMap<PageId, u64>;
 
 /// What happened in a life that went well.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -41,9 +39,31 @@ pub struct Lived {
     pub rotten: u64,
     /// Of those, how many were refused or had pages withheld.
     pub rot_noticed: u64,
+    /// Copies on which a read or write did something else than it said.
+    pub silent: u64,
+    /// Of those, how many were refused or had pages withheld.
+    pub silent_noticed: u64,
 }
 
 impl Lived {
+    /// All counts, with what they count.
+    #[must_use]
+    pub fn counts(&self) -> [(&'static str, u64); 11] {
+        [
+            ("crashes", self.crashes),
+            ("crashes in recovery", self.crashes_in_recovery),
+            ("stabilisations", self.committed),
+            ("failed stabilisations", self.failed),
+            ("blocks moved by cleaning", self.moved),
+            ("recoveries to the state under way", self.under_way),
+            ("recoveries from the older root", self.fell_back),
+            ("copies with rot", self.rotten),
+            ("of these noticed", self.rot_noticed),
+            ("copies with silent faults", self.silent),
+            ("of those noticed", self.silent_noticed),
+        ]
+    }
+
     /// Adds another life's counts.
     pub fn add(&mut self, other: Lived) {
         self.crashes += other.crashes;
@@ -55,6 +75,17 @@ impl Lived {
         self.fell_back += other.fell_back;
         self.rotten += other.rotten;
         self.rot_noticed += other.rot_noticed;
+        self.silent += other.silent;
+        self.silent_noticed += other.silent_noticed;
+    }
+}
+
+impl fmt::Display for Lived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (what, count)) in self.counts().into_iter().enumerate() {
+            write!(f, "{}{count} {what}", if i == 0 { "" } else { ", " })?;
+        }
+        Ok(())
     }
 }
 
@@ -63,27 +94,7 @@ impl Lived {
 /// # Errors
 /// The promise that was broken, in words.
 pub fn life(seed: u64, crashes: u64) -> Result<Lived, String> {
-    let mut random = SplitMix(seed);
-    let medium = CrashMedium::new(random.next_u64());
-    let options = CreateOptions {
-        segment_blocks: Some([8, 12, 16, 32][random.below(4) as usize]),
-        store_id: Some(u128::from(seed) << 64 | 0x57EAD),
-        base_window: Some(0),
-        created: Some(0),
-    };
-    let store = Store::create_on(Arc::new(medium.clone()), &options)
-        .map_err(|error| format!("creating: {error}"))?;
-    let mut life = Life {
-        random,
-        medium,
-        store: Some(store),
-        acknowledged: Model::new(),
-        before: Model::new(),
-        admitted: Vec::new(),
-        next_number: 1,
-        fresh: false,
-        lived: Lived::default(),
-    };
+    let mut life = Life::new(seed)?;
     for _ in 0..crashes {
         life.until_crash()?;
         life.recover()?;
@@ -91,11 +102,13 @@ pub fn life(seed: u64, crashes: u64) -> Result<Lived, String> {
     Ok(life.lived)
 }
 
-struct Life {
+/// A store, its disk, and what it must hold.
+pub(super) struct Life {
     random: SplitMix,
-    medium: CrashMedium,
+    pub(super) medium: CrashMedium,
     /// Absent between a crash and the end of recovery.
     store: Option<Store>,
+    batch: Batch,
     acknowledged: Model,
     /// What was acknowledged before that.
     before: Model,
@@ -104,10 +117,35 @@ struct Life {
     next_number: u64,
     /// Whether the last thing that happened to the disk was an acknowledged stabilisation.
     fresh: bool,
-    lived: Lived,
+    pub(super) lived: Lived,
 }
 
 impl Life {
+    pub(super) fn new(seed: u64) -> Result<Self, String> {
+        let mut random = SplitMix(seed);
+        let medium = CrashMedium::new(random.next_u64());
+        let options = CreateOptions {
+            segment_blocks: Some([8, 12, 16, 32][random.below(4) as usize]),
+            store_id: Some(u128::from(seed) << 64 | 0x57EAD),
+            base_window: Some(0),
+            created: Some(0),
+        };
+        let store = Store::create_on(Arc::new(medium.clone()), &options)
+            .map_err(|error| format!("creating: {error}"))?;
+        Ok(Life {
+            random,
+            medium,
+            batch: store.batch(),
+            store: Some(store),
+            acknowledged: Model::new(),
+            before: Model::new(),
+            admitted: Vec::new(),
+            next_number: 1,
+            fresh: false,
+            lived: Lived::default(),
+        })
+    }
+
     fn store(&self) -> &Store {
         self.store.as_ref().expect("the store is open")
     }
@@ -124,33 +162,48 @@ impl Life {
             self.medium.fail_at(calls, Fault::Crash);
         }
         let mut left = u64::MAX;
-        let mut batch = self.store().batch();
         loop {
-            match self.random.below(22) {
-                0..12 => self.commit(&mut batch)?,
-                // A failure may have left one root torn.
-                12..15 => self.fresh &= self.store().checkpoint().is_ok(),
-                15 | 16 => self.fresh &= self.store().maintain().is_ok(),
-                17 => self.check_pages()?,
-                20 | 21 => self.clean(),
-                18 => self.check_rot()?,
-                _ => self.check_lost_root()?,
-            }
+            self.step()?;
             if self.medium.is_crashed() || left == 0 {
                 return Ok(());
             }
             // After a failure life goes on for a while before the crash.
             if failing && left == u64::MAX && self.random.below(4) == 0 {
-                left = 0;
                 self.medium.fail_at(1 + self.random.below(60), Fault::Crash);
-                left += 1 + self.random.below(12);
+                left = 1 + self.random.below(12);
             }
             left = left.saturating_sub(u64::from(left != u64::MAX));
         }
     }
 
+    /// Does one thing.
+    pub(super) fn step(&mut self) -> Result<(), String> {
+        match self.random.below(22) {
+            17 => self.check_pages(),
+            18 => self.check_rot(),
+            19 => match self.random.below(2) {
+                0 => self.check_lost_root(),
+                _ => self.check_silent(),
+            },
+            _ => self.work(),
+        }
+    }
+
+    /// Does one thing that changes the disk.
+    fn work(&mut self) -> Result<(), String> {
+        match self.random.below(17) {
+            0..12 => self.commit()?,
+            // A failure may have left one root torn.
+            12..14 => self.fresh &= self.store().checkpoint().is_ok(),
+            14 => self.fresh &= self.store().maintain().is_ok(),
+            _ => self.clean(),
+        }
+        Ok(())
+    }
+
     /// Commits a random batch and notes what may be found from now on.
-    fn commit(&mut self, batch: &mut Batch) -> Result<(), String> {
+    fn commit(&mut self) -> Result<(), String> {
+        let batch = &mut self.batch;
         // A batch that failed is tried again as it is, with more in it, or given up.
         if self.random.below(3) == 0 {
             batch.clear();
@@ -188,7 +241,8 @@ impl Life {
                 model.insert(id, number);
             }
         }
-        match self.store().commit(batch) {
+        let store = self.store.as_ref().expect("the store is open");
+        match store.commit(batch) {
             Ok(committed) => {
                 if committed.bytes_written > 0 {
                     self.lived.committed += 1;
@@ -239,13 +293,15 @@ impl Life {
     }
 
     /// Starts the machine again, crashing it in recovery now and then, and checks the state it comes to.
-    fn recover(&mut self) -> Result<(), String> {
+    pub(super) fn recover(&mut self) -> Result<(), String> {
         self.store = None;
         self.medium.restart();
         self.lived.crashes += 1;
         let (store, report) = loop {
-            if self.random.below(4) == 0 {
-                self.medium.fail_at(1 + self.random.below(12), Fault::Crash);
+            match self.random.below(8) {
+                0 | 1 => self.medium.fail_at(1 + self.random.below(12), Fault::Crash),
+                2 => self.medium.fail_at(1 + self.random.below(12), Fault::Eio),
+                _ => {}
             }
             let opened = Store::open_on(Arc::new(self.medium.clone()));
             if self.medium.is_crashed() {
@@ -255,17 +311,31 @@ impl Life {
                 continue;
             }
             self.medium.no_fault();
-            break opened.map_err(|error| format!("recovery refused: {error}"))?;
+            match opened {
+                // The disk refused once.
+                Err(OpenError::Io { .. }) => {}
+                opened => break opened.map_err(|error| format!("recovery refused: {error}"))?,
+            }
         };
+        self.check_recovered(store, &report)
+    }
+
+    fn check_recovered(&mut self, store: Store, report: &OpenReport) -> Result<(), String> {
         let found = contents(&store).map_err(|error| format!("after recovery: {error}"))?;
         if found != self.acknowledged {
             if !self.admitted.contains(&found) {
-                return Err(self.describe(&found, &report));
+                return Err(self.describe(&found, report));
             }
             self.lived.under_way += 1;
         }
         self.lived.fell_back += u64::from(report.fell_back);
-        let verified = store.verify(&mut |_| {}).map_err(|error| format!("verifying: {error}"))?;
+        audit(&store, &self.medium).map_err(|error| format!("after recovery: {error}"))?;
+        // The walk above has looked at everything; the store's own looks at the same, now and then at all of it.
+        let verified = match self.random.below(8) {
+            0 => store.verify(&mut |_| {}),
+            _ => store.verify_map(),
+        };
+        let verified = verified.map_err(|error| format!("verifying: {error}"))?;
         // A root that was being written at the crash is torn; nothing else may be.
         let roots = ROOTS.map(|root| root * BLOCK as u64);
         let torn = verified.damages.iter().filter(|d| roots.contains(&d.offset)).count();
@@ -281,6 +351,7 @@ impl Life {
         // What has been shown must stay.
         self.acknowledged = found;
         self.admitted.clear();
+        self.batch.clear();
         self.fresh = false;
         self.store = Some(store);
         Ok(())
@@ -341,18 +412,28 @@ impl Life {
             sector = header.unwrap_or(from) * 8;
         }
         let byte = self.random.below(SECTOR as u64) as usize;
-        let astray = self.random.below(3) == 0;
-        if astray {
-            // A block that was meant for another place, or an old one where a new one should be.
-            let other = self.random.below(sectors / 8) * BLOCK as u64;
-            let to = sector / 8 * BLOCK as u64;
-            for at in (0..BLOCK as u64).step_by(SECTOR) {
-                let mut astray = [0; SECTOR];
-                copy.read(other + at, &mut astray).map_err(|error| error.to_string())?;
-                copy.rot(to + at, |bytes| *bytes = astray);
+        let block = sector / 8;
+        let replacement = match self.random.below(6) {
+            // A block that was meant for another place.
+            0 => {
+                let mut astray = [0; BLOCK];
+                let other = self.random.below(sectors / 8) * BLOCK as u64;
+                copy.read(other, &mut astray).map_err(|error| error.to_string())?;
+                Some(astray)
             }
-        } else {
-            copy.rot(sector * SECTOR as u64, |bytes| bytes[byte] ^= 0x40);
+            // An old one where a new one should be.
+            1 => Some(copy.older_block(block)),
+            2 => Some([0; BLOCK]),
+            _ => None,
+        };
+        match &replacement {
+            Some(bytes) => {
+                for (i, new) in bytes.chunks(SECTOR).enumerate() {
+                    let offset = block * BLOCK as u64 + (i * SECTOR) as u64;
+                    copy.rot(offset, |bytes| bytes.copy_from_slice(new));
+                }
+            }
+            None => copy.rot(sector * SECTOR as u64, |bytes| bytes[byte] ^= 0x40),
         }
         self.lived.rotten += 1;
         let where_ = format!("rot at offset {:#x}", sector * SECTOR as u64 + byte as u64);
@@ -366,7 +447,7 @@ impl Life {
         };
         // The end of the log, cut short by rot, looks as if cut short by a crash; it is told, unless
         // nothing at all is left of its last header.
-        let states: &[&Model] = if astray || report.unfinished.is_some() {
+        let states: &[&Model] = if replacement.is_some() || report.unfinished.is_some() {
             &[&self.acknowledged, &self.before]
         } else {
             &[&self.acknowledged]
@@ -385,73 +466,69 @@ impl Life {
         }
         Err(format!("{where_}: {} ({report:?})", wrong.join("; ")))
     }
-}
 
-/// The image of a page with this number.
-fn image(number: u64, bytes: &mut [u8]) {
-    for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
-        word.copy_from_slice(&number.wrapping_mul(2 * i as u64 + 1).to_le_bytes());
-    }
-}
-
-/// The number that a page was stored with; `Some(None)` if it was not stored, `None` if it is no image.
-fn number_of(stored: Stored, page: &[u8; PAGE_SIZE]) -> Option<Option<u64>> {
-    if stored == Stored::Never {
-        return Some(None);
-    }
-    let number = u64::from_le_bytes(*page.first_chunk().expect("a page has eight bytes"));
-    let whole = page
-        .chunks_exact(8)
-        .enumerate()
-        .all(|(i, word)| *word == number.wrapping_mul(2 * i as u64 + 1).to_le_bytes());
-    whole.then_some(Some(number))
-}
-
-/// Everything that the store holds.
-fn contents(store: &Store) -> Result<Model, String> {
-    let mut found = Model::new();
-    let mut page = [0; PAGE_SIZE];
-    for container in store.containers() {
-        for range in store.stored_pages(container).map_err(|error| error.to_string())? {
-            for page_no in range.pages() {
-                let id = PageId { container, page: page_no };
-                let stored = store.read_page(id, &mut page).map_err(|error| error.to_string())?;
-                match number_of(stored, &page) {
-                    Some(Some(number)) => drop(found.insert(id, number)),
-                    _ => return Err(format!("{id} has wrong bytes")),
+    /// A read or a write that does something else than it says: right bytes or an error from then on, and a state
+    /// that was acknowledged; the last write of all, if it left nothing, may be missing without a word.
+    fn check_silent(&mut self) -> Result<(), String> {
+        if !self.fresh || self.medium.is_crashed() {
+            return Ok(());
+        }
+        let copy = self.medium.copy(self.random.next_u64());
+        let fault =
+            [Fault::StaleRead, Fault::Astray, Fault::LostWrite][self.random.below(3) as usize];
+        let at_opening = fault == Fault::StaleRead && self.random.below(2) == 0;
+        if at_opening {
+            copy.fail_at(1 + self.random.below(8), fault);
+        }
+        self.lived.silent += 1;
+        let mut noticed = false;
+        let mut life = match Store::open_on(Arc::new(copy.clone())) {
+            Ok((store, _)) => Life {
+                random: SplitMix(self.random.next_u64()),
+                medium: copy,
+                batch: store.batch(),
+                store: Some(store),
+                acknowledged: self.acknowledged.clone(),
+                before: self.before.clone(),
+                admitted: Vec::new(),
+                next_number: self.next_number,
+                fresh: false,
+                lived: Lived::default(),
+            },
+            Err(OpenError::Damaged { .. } | OpenError::NotAStore { .. }) if at_opening => {
+                self.lived.silent_noticed += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(format!("{fault:?}: {error}")),
+        };
+        if !at_opening {
+            life.medium.fail_at(1 + self.random.below(30), fault);
+            for _ in 0..1 + self.random.below(6) {
+                life.work().map_err(|error| format!("{fault:?}: {error}"))?;
+            }
+            noticed |= !life.admitted.is_empty();
+            life.medium.no_fault();
+            drop(life.store.take());
+            life.medium.restart();
+            match Store::open_on(Arc::new(life.medium.clone())) {
+                Ok((store, _)) => life.store = Some(store),
+                Err(OpenError::Damaged { .. } | OpenError::NotAStore { .. }) => {
+                    self.lived.silent_noticed += 1;
+                    return Ok(());
                 }
+                Err(error) => return Err(format!("{fault:?}: {error}")),
             }
         }
-    }
-    Ok(found)
-}
-
-/// Whether something is withheld; an error if something is wrong.
-fn agrees_but_for_damage(store: &Store, want: &Model) -> Result<bool, String> {
-    let mut withheld = false;
-    let mut page = [0; PAGE_SIZE];
-    let mut ids: Vec<PageId> = want.keys().copied().collect();
-    for container in store.containers() {
-        match store.stored_pages(container) {
-            Ok(ranges) => ids.extend(
-                ranges.iter().flat_map(|r| r.pages()).map(|page| PageId { container, page }),
-            ),
-            Err(ReadError::Damaged(_)) => withheld = true,
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-    for id in ids {
-        match store.read_page(id, &mut page) {
-            Ok(stored) => {
-                if number_of(stored, &page) != Some(want.get(&id).copied()) {
-                    return Err(format!("{id} is wrong"));
+        let mut wrong = Vec::new();
+        for want in [&life.acknowledged, &life.before].into_iter().chain(&life.admitted) {
+            match agrees_but_for_damage(life.store(), want) {
+                Ok(withheld) => {
+                    self.lived.silent_noticed += u64::from(noticed || withheld);
+                    return Ok(());
                 }
+                Err(error) => wrong.push(error),
             }
-            Err(ReadError::Damaged(damage)) if damage.page.is_none_or(|page| page == id) => {
-                withheld = true;
-            }
-            Err(error) => return Err(format!("{id}: {error}")),
         }
+        Err(format!("{fault:?}: {}", wrong.join("; ")))
     }
-    Ok(withheld)
 }
