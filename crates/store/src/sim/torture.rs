@@ -117,6 +117,8 @@ pub(super) struct Life {
     next_number: u64,
     /// Whether the last thing that happened to the disk was an acknowledged stabilisation.
     fresh: bool,
+    /// Whether the last recovery could use one root only.
+    one_root: bool,
     pub(super) lived: Lived,
 }
 
@@ -142,6 +144,7 @@ impl Life {
             admitted: Vec::new(),
             next_number: 1,
             fresh: false,
+            one_root: false,
             lived: Lived::default(),
         })
     }
@@ -152,7 +155,8 @@ impl Life {
 
     /// Works until the machine stops, which it does soon.
     fn until_crash(&mut self) -> Result<(), String> {
-        let calls = 1 + self.random.below(120);
+        // Behind a recovery from one root alone the next crash comes soon.
+        let calls = 1 + self.random.below(if self.one_root { 30 } else { 120 });
         let failing = self.random.below(3) == 0;
         if failing {
             let fault =
@@ -300,7 +304,9 @@ impl Life {
         let (store, report) = loop {
             match self.random.below(8) {
                 0 | 1 => self.medium.fail_at(1 + self.random.below(12), Fault::Crash),
-                2 => self.medium.fail_at(1 + self.random.below(12), Fault::Eio),
+                // Most often when the table of the newest root is read.
+                2 => self.medium.fail_at(2 + self.random.below(2), Fault::Eio),
+                3 => self.medium.fail_at(1 + self.random.below(12), Fault::Eio),
                 _ => {}
             }
             let opened = Store::open_on(Arc::new(self.medium.clone()));
@@ -329,6 +335,7 @@ impl Life {
             self.lived.under_way += 1;
         }
         self.lived.fell_back += u64::from(report.fell_back);
+        self.one_root = report.fell_back;
         audit(&store, &self.medium).map_err(|error| format!("after recovery: {error}"))?;
         // The walk above has looked at everything; the store's own looks at the same, now and then at all of it.
         let verified = match self.random.below(8) {
@@ -493,6 +500,7 @@ impl Life {
                 admitted: Vec::new(),
                 next_number: self.next_number,
                 fresh: false,
+                one_root: false,
                 lived: Lived::default(),
             },
             Err(OpenError::Damaged { .. } | OpenError::NotAStore { .. }) if at_opening => {
