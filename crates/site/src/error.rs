@@ -37,7 +37,7 @@ pub enum OpenError {
         /// The store.
         dir: PathBuf,
         /// Why not.
-        why: stead_store::SnapshotError,
+        why: Box<stead_store::SnapshotError>,
     },
     /// What a branch that was cut short has left could not be removed.
     #[error("store {}: what an unfinished branch has left cannot be removed: {why}", dir.display())]
@@ -45,7 +45,7 @@ pub enum OpenError {
         /// The store.
         dir: PathBuf,
         /// Why not.
-        why: CommitError,
+        why: Box<CommitError>,
     },
     /// Two containers in the directory claim the same addresses.
     #[error(
@@ -361,7 +361,7 @@ pub enum SnapshotError {
         /// The branch.
         name: String,
         /// Why.
-        source: StabiliseError,
+        source: Box<StabiliseError>,
     },
     /// The store is in use in this process.
     #[error(

@@ -83,7 +83,7 @@ impl Site {
         if let Some(name) = snapshot {
             store
                 .view_snapshot(name)
-                .map_err(|why| OpenError::Snapshot { dir: dir.to_owned(), why })?;
+                .map_err(|why| OpenError::Snapshot { dir: dir.to_owned(), why: Box::new(why) })?;
         }
         let snapshot = snapshot.map(str::to_owned);
         let site = Site::start(dir, (store, report), snapshot, space, options)?;
@@ -115,7 +115,8 @@ impl Site {
         };
         if !shared.store.is_read_only() {
             let cleaned = clear_unfinished(&shared.store, &system);
-            cleaned.map_err(|why| OpenError::Unfinished { dir: dir.clone(), why })?;
+            cleaned
+                .map_err(|why| OpenError::Unfinished { dir: dir.clone(), why: Box::new(why) })?;
             keep_numbers(&shared.store, &system);
         }
         threads.start("stead-rounds", background::run)?;

@@ -171,9 +171,10 @@ impl Site {
         })?;
         // The origin's, if that is still there.
         windows.take(run);
-        stable
-            .map(drop)
-            .map_err(|source| SnapshotError::NotStable { name: name.to_owned(), source })
+        stable.map(drop).map_err(|source| SnapshotError::NotStable {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })
     }
 }
 
