@@ -201,11 +201,11 @@ fn find_origin(
     Ok((id, run))
 }
 
+/// Pages, and what is to be on them.
+type Pages = Vec<(PageId, Box<[u8; PAGE_SIZE]>)>;
+
 /// The pages of a branch that say whose they are, saying that they are its own.
-fn renumbered(
-    store: &Store,
-    id: ContainerId,
-) -> Result<Vec<(PageId, Box<[u8; PAGE_SIZE]>)>, ContainerError> {
+fn renumbered(store: &Store, id: ContainerId) -> Result<Pages, ContainerError> {
     let name = || format!("#{}", id.0);
     let header = |source| ContainerError::Header { name: name(), source };
     let mut pages = Vec::new();

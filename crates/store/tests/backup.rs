@@ -266,7 +266,7 @@ fn what_is_not_as_it_was_written_is_refused() {
 
 /// Where the frames of a stream lie, and its preamble.
 fn frames(stream: &[u8]) -> Vec<std::ops::Range<usize>> {
-    let mut frames = Vec::from([0..16]);
+    let mut frames: Vec<_> = std::iter::once(0..16).collect();
     while frames[frames.len() - 1].end < stream.len() {
         let at = frames[frames.len() - 1].end;
         let payload = u32::from_le_bytes(stream[at + 4..at + 8].try_into().unwrap());
