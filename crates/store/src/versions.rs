@@ -374,3 +374,120 @@ impl<'a> Cursor<'a> {
         ids.map(Origins::from)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::SplitMix;
+
+    fn tree(container: u32, origins: &[u32], place: u64) -> Arc<Tree> {
+        let origins: Vec<ContainerId> = origins.iter().copied().map(ContainerId).collect();
+        let root = Located { place: Place(place), checksum: !place };
+        let tree = Tree::stored(ContainerId(container), origins.into(), 2, root, place * 3);
+        Arc::new(tree.expect("a tree that can be"))
+    }
+
+    fn trees(all: &[&Arc<Tree>]) -> Trees {
+        all.iter().map(|tree| (tree.container(), Arc::clone(tree))).collect()
+    }
+
+    fn add(snapshots: &mut Snapshots, name: &str, number: u64, trees: Trees) {
+        let info = SnapshotInfo::of(name.into(), number, number * 10, number * 100, &trees);
+        snapshots.add(info, trees);
+    }
+
+    fn versions() -> Versions {
+        let (one, two, branch) = (tree(1, &[], 20), tree(2, &[], 21), tree(9, &[2, 1], 22));
+        let mut snapshots = Snapshots { pinned: 5, ..Snapshots::default() };
+        add(&mut snapshots, "a", 3, trees(&[&one, &two]));
+        add(&mut snapshots, "bé", 4, trees(&[&one, &branch]));
+        add(&mut snapshots, "all of them", 9, trees(&[&one, &two, &branch]));
+        Versions::new(trees(&[&tree(1, &[], 30), &branch]), snapshots)
+    }
+
+    /// What the first part of the table says of the live state: origins are not among it.
+    fn bare(live: &Trees) -> Trees {
+        let bare = |stored: &Arc<Tree>| tree(stored.container().0, &[], stored.root().place.0);
+        live.iter().map(|(&container, stored)| (container, bare(stored))).collect()
+    }
+
+    #[test]
+    fn what_the_table_tells_is_read() {
+        let versions = versions();
+        let bytes = versions.encode();
+        let read = Versions::decode(bare(&versions.live), 5, &bytes).expect("as it was written");
+        assert_eq!(read.encode(), bytes);
+        let infos = |versions: &Versions| -> Vec<SnapshotInfo> {
+            versions.snapshots.list.iter().map(|s| SnapshotInfo::clone(&s.info)).collect()
+        };
+        assert_eq!(infos(&read), infos(&versions));
+        assert_eq!((read.snapshots.base, read.snapshots.pinned), (9, 5));
+        let branch = &read.live[&ContainerId(9)];
+        assert_eq!(branch.family(), ContainerId(1));
+        let last = &read.snapshots.list[2].trees[&ContainerId(9)];
+        assert!(Arc::ptr_eq(branch, last), "what is the same is had once");
+        assert_eq!(Versions::decode(Trees::new(), 0, &[]).map(|v| v.encode()), Some(Vec::new()));
+        assert!(Versions::default().encode().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_and_never_trips() {
+        let versions = versions();
+        let bytes = versions.encode();
+        let live = bare(&versions.live);
+        for end in 0..bytes.len() {
+            let cut = Versions::decode(live.clone(), 0, &bytes[..end]);
+            assert!(cut.is_none() || end == 0, "cut off at {end}");
+        }
+        let mut random = SplitMix(1);
+        for _ in 0..20_000 {
+            let mut changed = bytes.clone();
+            for _ in 0..1 + random.below(3) {
+                let at = random.below(bytes.len() as u64) as usize;
+                changed[at] = match random.below(3) {
+                    0 => 0xff,
+                    1 => 0,
+                    _ => random.next_u64() as u8,
+                };
+            }
+            if let Some(read) = Versions::decode(live.clone(), 0, &changed) {
+                assert!(read.snapshots.list.len() <= bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_asked() {
+        let mut snapshots = Snapshots::default();
+        for number in 1..=4 {
+            add(&mut snapshots, &number.to_string(), number, trees(&[&tree(1, &[], 100 + number)]));
+        }
+        let asked = |versions: &Versions, asking: &Asking<'_>| -> (usize, Vec<u64>) {
+            let others = versions.others(ContainerId(1), asking);
+            let places = others.snapshots.iter().map(|tree| tree.root().place.0 - 100);
+            (others.live.len(), places.collect())
+        };
+        let of =
+            |snapshots: &Snapshots| Versions::new(trees(&[&tree(1, &[], 200)]), snapshots.clone());
+        let live = Asking::Live(ContainerId(1));
+        assert_eq!(asked(&of(&snapshots), &live), (0, vec![4]));
+        // One in the middle has its neighbours.
+        let gone = snapshots.remove(2).unwrap();
+        assert_eq!(asked(&of(&snapshots), &Asking::Dropped(&gone)), (0, vec![1, 3]));
+        // The last one's child is the live state, which then comes from the one before.
+        let gone = snapshots.remove(4).unwrap();
+        assert_eq!(asked(&of(&snapshots), &Asking::Dropped(&gone)), (1, vec![3]));
+        assert_eq!(asked(&of(&snapshots), &live), (0, vec![3]));
+        // A fork: 3 and the live state both come from 1. Without it nobody knows who is near.
+        snapshots.go_back(1);
+        assert_eq!(asked(&of(&snapshots), &live), (0, vec![1]));
+        add(&mut snapshots, "5", 5, trees(&[&tree(1, &[], 105)]));
+        let gone = snapshots.remove(1).unwrap();
+        assert_eq!(asked(&of(&snapshots), &Asking::Dropped(&gone)), (1, vec![3, 5]));
+        assert_eq!(asked(&of(&snapshots), &live), (0, vec![3, 5]));
+        // The last that does not know still has to ask the others.
+        let gone = snapshots.remove(3).unwrap();
+        assert_eq!(asked(&of(&snapshots), &Asking::Dropped(&gone)), (1, vec![5]));
+        assert_eq!(asked(&of(&snapshots), &live), (0, vec![5]));
+    }
+}

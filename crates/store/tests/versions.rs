@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
 use stead_store::sim::CrashMedium;
-use stead_store::{CommitError, CreateOptions, SnapshotError, Store, Stored, View};
+use stead_store::{CommitError, CreateOptions, Medium, SnapshotError, Store, Stored, View};
 
 fn id(container: u32, page: u64) -> PageId {
     PageId { container: ContainerId(container), page: PageNo(page) }
@@ -301,4 +301,43 @@ fn another_process_reads_snapshots_and_takes_none() {
         store.checkpoint().unwrap();
     }
     assert_eq!((value(&then, 1, 3), value(&reader.view(), 1, 3)), (1, 2));
+}
+
+/// A part of a snapshot's map that is damaged withholds that part of the snapshot, and holds up nothing else.
+#[test]
+fn a_damaged_snapshot_holds_up_nothing() {
+    let (store, whole_medium) = new_store(64);
+    write(&store, 1, 0..600, 1);
+    store.take_snapshot("old").unwrap();
+    write(&store, 1, 0..600, 2);
+    store.checkpoint().unwrap();
+    drop(store);
+    let blocks = whole_medium.len().unwrap() / PAGE_SIZE as u64;
+    let mut nodes = 0;
+    for block in 16..blocks {
+        let medium = whole_medium.copy(0);
+        medium.rot(block * PAGE_SIZE as u64, |sector| sector[3] ^= 1);
+        let Ok((store, _)) = Store::open_on(Arc::new(medium)) else { continue };
+        let old = store.view_snapshot("old").unwrap();
+        let damaged = old.stored_pages(ContainerId(1)).is_err();
+        drop(old);
+        if !damaged || store.stored_pages(ContainerId(1)).is_err() {
+            continue;
+        }
+        nodes += 1;
+        // Every page is replaced, a branch made, and the snapshot dropped: all beside the damage.
+        write(&store, 1, 0..600, 3);
+        store.checkpoint().unwrap();
+        store.take_snapshot("new").unwrap();
+        store.branch("new", ContainerId(1), ContainerId(2)).unwrap();
+        write(&store, 1, 0..300, 4);
+        store.checkpoint().unwrap();
+        store.drop_snapshot("old").unwrap();
+        store.checkpoint().unwrap();
+        assert_eq!(value(&store.view(), 1, 299), 4);
+        assert_eq!(value(&store.view(), 2, 299), 3);
+        whole(&store);
+    }
+    // The root of that map, and its three leaves.
+    assert_eq!(nodes, 4);
 }
