@@ -5,13 +5,15 @@ use std::path::Path;
 
 use heed::byteorder::NativeEndian;
 use heed::types::{Bytes, U32};
-use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, PutFlags, RwTxn};
+use heed::{
+    CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, IntegerComparator, PutFlags, RwTxn,
+};
 
 use super::{Contents, Engine, Outcome, filling};
 
 pub(super) struct Lmdb {
     env: &'static Env,
-    rows: Database<'static, U32<NativeEndian>, Bytes>,
+    rows: Database<'static, U32<NativeEndian>, Bytes, IntegerComparator>,
     change: Option<RwTxn<'static>>,
     contents: Contents,
     map: bool,
@@ -33,7 +35,7 @@ impl Lmdb {
                 opener
                     .database_options()
                     .types::<U32<NativeEndian>, Bytes>()
-                    .flags(heed::DatabaseFlags::INTEGER_KEY)
+                    .key_comparator::<IntegerComparator>()
                     .create(txn)
                     .map(CommitOrAbort::<_, ()>::Commit)
             })?

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use stead::{Container, Options, Store, WrittenPages};
+use stead::{Container, Options, Store};
 
 use super::{Engine, Outcome};
-use crate::stabilise::{Pages, filled};
+use crate::stabilise::{Pages, filled, settled};
 
 pub(super) struct Stead {
     store: Store,
@@ -17,17 +17,8 @@ impl Stead {
     pub(super) fn new(dir: &Path, rows: u32) -> Outcome<Stead> {
         let store = Store::open_with(dir, &Options::new().interval(None))?;
         let container = filled(&store, u64::from(rows) / 256)?;
-        let mut new = Stead { store, container, count: 0 };
-        // Which way of finding written pages is the cheaper one shows after a while.
-        for round in 0..3000 {
-            new.change(&[round])?;
-            new.commit()?;
-            if round % 100 == 99 && !matches!(new.store.stat().written_pages, WrittenPages::Scan) {
-                break;
-            }
-        }
-        println!("stead finds written pages by {}", new.store.stat().written_pages);
-        Ok(new)
+        settled(&store, &container)?;
+        Ok(Stead { store, container, count: 0 })
     }
 }
 
