@@ -16,7 +16,9 @@ use crate::layer::Layer;
 use crate::planted::{self, Bug};
 use crate::space::Layout;
 use crate::store::Store;
-use crate::tree::{Holder, Moves, Others, Released, Relocation, Tree, Visitor, count_lacking};
+use crate::tree::{
+    GivenUp, Holder, Moves, Others, Released, Relocation, Tree, Visitor, count_lacking,
+};
 use crate::versions::{Asking, SnapshotInfo, Trees, Versions};
 
 /// The versions while a checkpoint changes them.
@@ -86,13 +88,14 @@ impl<'a> Next<'a> {
     /// Brings the live version up to date with what has been stored since the last root.
     pub(crate) fn apply(&mut self, layer: &Layer, cold: &mut Cold) -> Result<(), CommitError> {
         let store = self.store;
+        let mut lost = Moves::default();
         for (container, changes) in layer.containers() {
             let old = self.versions.live.get(&container).cloned();
             let kept = old.as_deref().filter(|_| !changes.dropped).cloned();
             let mut tree = kept.unwrap_or_else(|| Tree::empty(container));
             let updates: Vec<_> = changes.pages.iter().map(|(&page, &at)| (page, at)).collect();
             let mut released = Vec::new();
-            self.uncertain |= tree.update(&updates, &store.disk, &mut released)?;
+            let mut given_up = tree.update(&updates, &store.disk, &mut released)?;
             tree.store(&mut |id, block| {
                 let at = cold.append(store, Entry::Node(id), block)?;
                 self.count(at.place, 1);
@@ -106,25 +109,34 @@ impl<'a> Next<'a> {
                 if changes.dropped {
                     self.let_go_of_tree(&old, &others)?;
                 } else {
-                    self.let_go_of(&released, &others)?;
+                    self.let_go_of(&released, &others, &mut given_up)?;
                 }
             }
+            given_up.into_iter().for_each(|node| lost.give_up(tree.family(), node));
             if tree.is_empty() {
                 self.versions.live.remove(&container);
             } else {
                 self.versions.live.insert(container, Arc::new(tree));
             }
         }
-        Ok(())
+        // Other versions that have a node which was given up, or which would have to be asked again and again whether
+        // they hold what is stored anew.
+        self.uncertain |= !lost.is_empty();
+        self.relocate(&lost, cold)
     }
 
     /// A live map no longer refers to these blocks.
-    fn let_go_of(&mut self, released: &[Released], others: &Others) -> Result<(), CommitError> {
+    fn let_go_of(
+        &mut self,
+        released: &[Released],
+        others: &Others,
+        damaged: &mut Vec<GivenUp>,
+    ) -> Result<(), CommitError> {
         if others.is_empty() || planted::is(Bug::SharedBlockFreed) {
             self.let_go(released.iter().map(|released| released.place));
             return Ok(());
         }
-        let holders = others.holders(released, &self.store.disk)?;
+        let holders = others.holders(released, &self.store.disk, damaged)?;
         for (released, holder) in released.iter().zip(holders) {
             match holder {
                 Holder::Nobody => self.count(released.place, -1),

@@ -57,6 +57,13 @@ pub(crate) struct Released {
     pub(crate) place: Place,
 }
 
+/// A damaged node that is given up: what it told is lost, in all versions that have it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct GivenUp {
+    pub(crate) id: NodeId,
+    pub(crate) place: Place,
+}
+
 #[derive(Clone, Debug)]
 enum Node {
     Leaf(Box<[Located; FANOUT]>),
@@ -226,14 +233,14 @@ impl Tree {
 
     /// Enters `updates`, which are in the order of pages. What is no longer referred to goes to `released`.
     ///
-    /// A node that must be changed and is damaged is made anew, with all that it told lost. Whether that was so: then
-    /// nobody knows to which blocks it referred.
+    /// A node that must be changed and is damaged is given up: made anew, with all that it told lost. Returns those, as
+    /// nobody knows to which blocks they referred, and other versions may have them too.
     pub(crate) fn update(
         &mut self,
         updates: &[(u64, Located)],
         nodes: &dyn Nodes,
         released: &mut Vec<Released>,
-    ) -> Result<bool, ReadError> {
+    ) -> Result<Vec<GivenUp>, ReadError> {
         let highest = updates.iter().rev().find(|(_, at)| !at.is_never()).map(|&(page, _)| page);
         while highest.is_some_and(|page| !self.covers(page)) {
             if !self.root.is_empty() {
@@ -245,24 +252,36 @@ impl Tree {
         }
         let end = updates.partition_point(|&(page, _)| self.covers(page));
         if self.levels == 0 {
-            return Ok(false);
+            return Ok(Vec::new());
         }
-        let mut edit =
-            Edit { nodes, origins: &self.origins, released, pages: self.pages, lost: false };
+        let mut edit = Edit {
+            nodes,
+            origins: &self.origins,
+            released,
+            pages: self.pages,
+            given_up: Vec::new(),
+        };
         let id = self.root_id();
         edit.update(&mut self.root, id, &updates[..end])?;
-        let lost = edit.lost;
+        let given_up = edit.given_up;
         self.pages = edit.pages;
         if self.root.is_empty() {
             self.levels = 0;
         }
-        if lost {
-            let mut count = CountPages::default();
-            self.visit(nodes, &mut count);
-            // While parts are damaged it cannot be known; the last of them that is made anew sets it right.
-            self.pages = if count.unreadable { self.pages } else { count.pages };
+        if !given_up.is_empty() {
+            self.count_pages(nodes);
         }
-        Ok(lost)
+        Ok(given_up)
+    }
+
+    /// Finds out how many pages there are now that some are lost. While parts are damaged that cannot be known; the last
+    /// of them that is given up sets it right.
+    fn count_pages(&mut self, nodes: &dyn Nodes) {
+        let mut count = CountPages::default();
+        self.visit(nodes, &mut count);
+        if !count.unreadable {
+            self.pages = count.pages;
+        }
     }
 
     /// Writes all nodes that have been changed, those below before those above. `sink` says where each goes.
@@ -363,13 +382,13 @@ impl Child {
     }
 
     /// The node, made if there was none, its own copy if another version shares it. One that is damaged is made anew,
-    /// with everything below it lost, and `lost` is set.
+    /// with everything below it lost, and noted in `given_up`.
     fn node_mut(
         &mut self,
         id: NodeId,
         origins: &Origins,
         nodes: &dyn Nodes,
-        lost: &mut bool,
+        given_up: &mut Vec<GivenUp>,
     ) -> Result<&mut Node, ReadError> {
         let missing = match self.node(id, origins, nodes) {
             Ok(Some(_)) => None,
@@ -377,18 +396,13 @@ impl Child {
             Err(ReadError::Damaged(_)) if planted::is(Bug::LostReadsZero) => Some(Located::NEVER),
             Err(ReadError::Damaged(_)) if self.stored.is_lost() => Some(self.stored),
             Err(ReadError::Damaged(_)) => {
-                *lost = true;
+                given_up.push(GivenUp { id, place: self.stored.place });
                 Some(Located::lost_with(self.stored.place))
             }
             Err(error) => return Err(error),
         };
         if let Some(all) = missing {
-            let child = || Child { stored: all, loaded: OnceLock::new() };
-            let node = match id.level {
-                0 => Node::Leaf(Box::new([all; FANOUT])),
-                _ => Node::Inner(Box::new(std::array::from_fn(|_| child()))),
-            };
-            self.loaded = OnceLock::from(Arc::new(node));
+            self.loaded = OnceLock::from(Arc::new(Node::all(id.level, all)));
         }
         let node = self.loaded.get_mut().expect("loaded or made just now");
         Ok(Arc::make_mut(node))
@@ -468,6 +482,15 @@ impl Child {
 }
 
 impl Node {
+    /// A node all of whose entries are the same.
+    fn all(level: u8, entry: Located) -> Node {
+        let child = || Child { stored: entry, loaded: OnceLock::new() };
+        match level {
+            0 => Node::Leaf(Box::new([entry; FANOUT])),
+            _ => Node::Inner(Box::new(std::array::from_fn(|_| child()))),
+        }
+    }
+
     fn decode(block: &[u8], level: u8) -> Node {
         let at = |slot: usize| Located {
             place: Place(get_u64(block, slot * 16)),
@@ -508,8 +531,7 @@ struct Edit<'a> {
     origins: &'a Origins,
     released: &'a mut Vec<Released>,
     pages: u64,
-    /// Whether a damaged node was made anew.
-    lost: bool,
+    given_up: Vec<GivenUp>,
 }
 
 impl Edit<'_> {
@@ -522,7 +544,7 @@ impl Edit<'_> {
         if updates.is_empty() || child.is_empty() && updates.iter().all(|(_, at)| at.is_never()) {
             return Ok(());
         }
-        let node = child.node_mut(id, self.origins, self.nodes, &mut self.lost)?;
+        let node = child.node_mut(id, self.origins, self.nodes, &mut self.given_up)?;
         match node {
             Node::Leaf(pages) => {
                 for &(page, at) in updates {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use stead_model::ContainerId;
 
-use super::{Child, Node, Nodes, Origins, Tree};
+use super::{Child, GivenUp, Node, Nodes, Origins, Tree};
 use crate::error::ReadError;
 use crate::format::{Located, NodeId, Place};
 
@@ -17,6 +17,8 @@ pub(crate) struct Moves {
     pages: HashMap<Place, Located>,
     /// Nodes to be written anew.
     nodes: HashSet<Place>,
+    /// Those of the nodes that are damaged, and are written with everything below them lost.
+    given_up: HashSet<Place>,
     /// Where in the maps of a family they are: first page, and level of node.
     paths: BTreeMap<ContainerId, BTreeSet<(u64, u8)>>,
 }
@@ -33,6 +35,12 @@ impl Moves {
         self.nodes.insert(from);
         let first = u64::from(id.index) << (8 * (u32::from(id.level) + 1));
         self.paths.entry(family).or_default().insert((first, id.level));
+    }
+
+    /// A damaged node in maps of this family is given up.
+    pub(crate) fn give_up(&mut self, family: ContainerId, node: GivenUp) {
+        self.given_up.insert(node.place);
+        self.node(family, node.id, node.place);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -74,7 +82,13 @@ impl Tree {
         let mut mover = Mover { moves, relocation, nodes, origins, family, sink };
         let root = mover.moved(&self.root, self.root_id(), &paths)?;
         let changed = root.stored.place != self.root.stored.place;
-        Ok(changed.then(|| Tree { root, ..self.clone() }))
+        Ok(changed.then(|| {
+            let mut tree = Tree { root, ..self.clone() };
+            if !moves.given_up.is_empty() {
+                tree.count_pages(nodes);
+            }
+            tree
+        }))
     }
 }
 
@@ -89,14 +103,19 @@ struct Mover<'a, E> {
 
 impl<E: From<ReadError>> Mover<'_, E> {
     fn moved(&mut self, child: &Child, id: NodeId, paths: &[(u64, u8)]) -> Result<Child, E> {
-        if paths.is_empty() || child.stored.is_never() {
+        if paths.is_empty() || child.stored.is_never() || child.stored.is_lost() {
             return Ok(child.clone());
         }
         let place = child.stored.place;
         if let Some(moved) = self.relocation.nodes.get(&place) {
             return Ok(moved.clone());
         }
+        let lost;
         let node = match child.node(id, self.origins, self.nodes) {
+            Err(ReadError::Damaged(_)) if self.moves.given_up.contains(&place) => {
+                lost = Arc::new(Node::all(id.level, Located::lost_with(place)));
+                &lost
+            }
             // What lies below is lost with it; none of it has been copied.
             Err(ReadError::Damaged(_)) => return Ok(child.clone()),
             node => node?.expect("a stored node is loaded"),

@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Block, Child, FANOUT, Node, Nodes, Origins, Released, Tree};
-use crate::error::ReadError;
-use crate::format::{Located, NodeId, Place};
+use super::{Block, Child, FANOUT, GivenUp, Node, Nodes, Origins, Released, Tree};
+use crate::error::{Damage, ReadError};
+use crate::format::{BLOCK, Located, NodeId, Place};
 
 /// The other versions of a map that may hold blocks of it.
 #[derive(Debug, Default)]
@@ -29,11 +29,13 @@ impl Others {
         self.live.is_empty() && self.snapshots.is_empty()
     }
 
-    /// Who holds each of the blocks that a changed map has released.
+    /// Who holds each of the blocks that a changed map has released. Nodes that would tell, and are damaged, are noted in
+    /// `damaged`: of them it is supposed that they hold what they are asked about.
     pub(crate) fn holders(
         &self,
         released: &[Released],
         nodes: &dyn Nodes,
+        damaged: &mut Vec<GivenUp>,
     ) -> Result<Vec<Holder>, ReadError> {
         // Whoever holds a node holds all that it refers to, so nodes are asked about first, from above.
         let mut order: Vec<usize> = (0..released.len()).collect();
@@ -48,7 +50,7 @@ impl Others {
             let Released { block, place } = released[i];
             let groups = [(Holder::Live, &self.live), (Holder::Snapshots, &self.snapshots)];
             for ((holder, trees), held) in groups.into_iter().zip(&mut held) {
-                if held.covers(block) || any_holds(trees, block, place, nodes)? {
+                if held.covers(block) || any_holds(trees, block, place, nodes, damaged)? {
                     held.add(block);
                     holders[i] = holder;
                     break;
@@ -90,10 +92,17 @@ fn any_holds(
     block: Block,
     place: Place,
     nodes: &dyn Nodes,
+    damaged: &mut Vec<GivenUp>,
 ) -> Result<bool, ReadError> {
     for tree in trees {
-        if tree.holds(block, place, nodes)? {
-            return Ok(true);
+        match tree.holds(block, place, nodes) {
+            Ok(false) => {}
+            Ok(true) => return Ok(true),
+            Err(ReadError::Damaged(damage)) => {
+                damaged.extend(GivenUp::of(&damage));
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(false)
@@ -128,6 +137,17 @@ impl Held {
     }
 }
 
+impl GivenUp {
+    /// The node that an error is about.
+    fn of(damage: &Damage) -> Option<GivenUp> {
+        let (container, pages) = damage.map_of?;
+        let level = (pages.page_count().ilog2() / 8).checked_sub(1)? as u8;
+        let index = (pages.start >> (8 * (u32::from(level) + 1))) as u32;
+        let place = Place(damage.offset / BLOCK as u64);
+        Some(GivenUp { id: NodeId { container, level, index }, place })
+    }
+}
+
 /// The answer, unless it lies in a part of the map that is damaged: then nobody knows, and `None` stands for
 /// "perhaps". A disk that refuses may do so for now only: that is an error.
 fn unless_damaged<T>(found: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
@@ -139,22 +159,20 @@ fn unless_damaged<T>(found: Result<T, ReadError>) -> Result<Option<T>, ReadError
 }
 
 impl Tree {
-    /// Whether the block at `place` is this map's too. Of what is damaged it is supposed that it is: what cannot be
-    /// known to be let go of stays.
+    /// Whether the block at `place` is this map's too.
     pub(crate) fn holds(
         &self,
         block: Block,
         place: Place,
         nodes: &dyn Nodes,
     ) -> Result<bool, ReadError> {
-        let held = match block {
-            Block::Page(page) => self.entry(page, nodes).map(|at| at.place == place),
+        match block {
+            Block::Page(page) => Ok(self.entry(page, nodes)?.place == place),
             Block::Node(id) => {
                 let id = NodeId { container: self.container, ..id };
-                self.find_node(id, nodes).map(|at| at == Some(place))
+                Ok(self.find_node(id, nodes)? == Some(place))
             }
-        };
-        Ok(unless_damaged(held)?.unwrap_or(true))
+        }
     }
 
     /// Blocks of pages and of nodes. Leaves need not be loaded for it.
