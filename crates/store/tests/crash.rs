@@ -6,6 +6,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
 use stead_store::planted::{self, Bug};
+use stead_store::sim::sweep::sweep;
 use stead_store::sim::torture::{Lived, life};
 
 const CRASHES_PER_LIFE: u64 = 8;
@@ -129,4 +130,14 @@ fn a_log_cut_at_its_first_bad_chunk_is_found() {
 #[test]
 fn a_root_that_could_not_be_read_and_is_kept_is_found() {
     lives_until_caught(Bug::UnusableRootKept);
+}
+
+/// No call left out: each of them fails, in each way, and crashes follow crashes.
+#[test]
+fn a_fault_at_every_call() {
+    let first = number("STEAD_SEED").unwrap_or_else(|| RandomState::new().hash_one(0) >> 16);
+    let swept = sweep(first, 9)
+        .unwrap_or_else(|what| panic!("seed {first}: {what}\nagain with STEAD_SEED={first}"));
+    eprintln!("seed {first}: {swept:?}");
+    assert!(swept.faults > 50 && swept.crashes_again > 20, "{swept:?}");
 }

@@ -163,6 +163,20 @@ pub(super) fn audit(store: &Store, medium: &CrashMedium) -> Result<(), String> {
     Ok(())
 }
 
+/// What each block is that a root leads to, without its snapshots.
+pub(super) fn needed(store: &Store, medium: &CrashMedium) -> Result<Vec<(Place, Entry)>, String> {
+    let (blocks, len) = medium.seen();
+    let disk = Disk { blocks, len, whole: RefCell::default() };
+    let store_id = store.header.store_id;
+    let mut needed = Vec::new();
+    for slot in 0..2 {
+        let block = disk.block(Place(ROOTS[slot])).ok_or("there is no root")?;
+        let root = Root::decode(block, store_id, slot).ok_or("a root cannot be read")?;
+        needed.extend(Walk::new(&disk, store_id, store.layout(), &root)?.needed);
+    }
+    Ok(needed)
+}
+
 impl<'a> Walk<'a> {
     fn new(disk: &'a Disk, store_id: u128, layout: Layout, root: &Root) -> Result<Self, String> {
         let mut walk = Walk {
@@ -256,6 +270,10 @@ impl<'a> Walk<'a> {
                     get_u64(row, 24)
                 ));
             }
+        }
+        if root.versions != 0 {
+            // Of what snapshots hold this walk knows nothing.
+            return Ok(());
         }
         // What the table itself says of each segment must be so: the next opening believes it.
         let says: Vec<u32> =

@@ -3,10 +3,12 @@
 
 mod audit;
 mod blocks;
+pub mod damage;
 pub mod groups;
 mod medium;
 mod model;
 pub mod snapshots;
+pub mod sweep;
 pub mod torture;
 
 pub use medium::{CrashMedium, Fault, Tally};

@@ -153,6 +153,11 @@ impl Life {
         self.store.as_ref().expect("the store is open")
     }
 
+    /// Lets go of the store, as a machine that stops does.
+    pub(super) fn power_off(&mut self) {
+        self.store = None;
+    }
+
     /// Works until the machine stops, which it does soon.
     fn until_crash(&mut self) -> Result<(), String> {
         // Behind a recovery from one root alone the next crash comes soon.
@@ -194,7 +199,7 @@ impl Life {
     }
 
     /// Does one thing that changes the disk.
-    fn work(&mut self) -> Result<(), String> {
+    pub(super) fn work(&mut self) -> Result<(), String> {
         match self.random.below(17) {
             0..12 => self.commit()?,
             // A failure may have left one root torn.
