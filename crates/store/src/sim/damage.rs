@@ -25,6 +25,7 @@ pub struct Subject {
     live: Model,
     /// As it was before the last stabilisation: the last one of all cannot be told from one cut off.
     before: Model,
+    before_that: Model,
     snapshot: Model,
     /// Whose a block is, image or part of a map, as either root has it.
     owners: BTreeMap<usize, BTreeSet<ContainerId>>,
@@ -70,7 +71,7 @@ impl Subject {
     pub fn new(seed: u64) -> Result<Self, String> {
         let (bytes, older, models) = make(seed)?;
         let (stranger, ..) = make(seed ^ 1)?;
-        let [before, live, snapshot] = models;
+        let [before_that, before, live, snapshot] = models;
         let medium = CrashMedium::with_bytes(0, &bytes);
         let (store, _) = Store::open_on(Arc::new(medium.clone())).map_err(|e| e.to_string())?;
         let owner = |entry| match entry {
@@ -85,7 +86,7 @@ impl Subject {
                 owners.entry(block).or_default().insert(owner);
                 owners
             });
-        Ok(Subject { bytes, older, stranger, live, before, snapshot, owners })
+        Ok(Subject { bytes, older, stranger, live, before, before_that, snapshot, owners })
     }
 
     /// Bytes of the image.
@@ -172,7 +173,16 @@ impl Subject {
             !matches!(change, Change::Flip { .. }) || store.stat().last_sequence == COMMITS - 1;
         let (live, cut_off) = match withheld(&store, None, &self.live) {
             Ok(live) => (live, false),
-            Err(_) if may_be_cut_off => (withheld(&store, None, &self.before)?, true),
+            Err(_) if may_be_cut_off => {
+                // Two blocks of the last two records may be hit by one change.
+                let two = matches!(change, Change::Swapped { .. });
+                let before = withheld(&store, None, &self.before);
+                let before = before.or_else(|wrong| match two {
+                    true => withheld(&store, None, &self.before_that),
+                    false => Err(wrong),
+                });
+                (before?, true)
+            }
             Err(wrong) => return Err(wrong),
         };
         let snapshot = withheld(&store, Some(NAME), &self.snapshot)?;
@@ -210,7 +220,7 @@ impl Subject {
 /// Stabilisations of a subject.
 const COMMITS: u64 = 9;
 
-type Made = (Vec<u8>, Vec<u8>, [Model; 3]);
+type Made = (Vec<u8>, Vec<u8>, [Model; 4]);
 
 /// A store with a snapshot in its middle, records behind its last root, and something of every structure.
 fn make(seed: u64) -> Result<Made, String> {
@@ -223,11 +233,11 @@ fn make(seed: u64) -> Result<Made, String> {
         created: Some(0),
     };
     let store = Store::create_on(Arc::new(medium.clone()), &options).map_err(|e| e.to_string())?;
-    let (mut live, mut before, mut snapshot) = (Model::new(), Model::new(), Model::new());
+    let [mut before_that, mut before, mut live, mut snapshot]: [Model; 4] = Default::default();
     let mut older = Vec::new();
     let mut batch = store.batch();
     for round in 1..=COMMITS {
-        before = live.clone();
+        before_that = std::mem::replace(&mut before, live.clone());
         for _ in 0..if round == 3 { 24 } else { 5 } {
             let container = ContainerId(random.below(3) as u32);
             let page =
@@ -248,7 +258,7 @@ fn make(seed: u64) -> Result<Made, String> {
         }
     }
     drop(store);
-    Ok((medium.bytes(), older, [before, live, snapshot]))
+    Ok((medium.bytes(), older, [before_that, before, live, snapshot]))
 }
 
 /// The containers of which something is withheld.
