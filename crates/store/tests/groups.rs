@@ -203,7 +203,7 @@ fn threads_on_a_disk_that_crashes() {
         flushes += done.1;
     }
     eprintln!("{commits} stabilisations with {flushes} flushes");
-    assert!(flushes * 2 < commits, "{commits} stabilisations with {flushes} flushes");
+    assert!(flushes * 3 < commits * 2, "{commits} stabilisations with {flushes} flushes");
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn threads_on_a_real_file_share_flushes() {
     let dir = tempfile::tempdir().unwrap();
     drop(Store::create(dir.path(), &CreateOptions::default()).unwrap());
     let file = FileMedium::open(&dir.path().join("log")).unwrap();
-    let (store, _) = Store::open_on(Arc::new(Slow(file, Duration::from_micros(300)))).unwrap();
+    let (store, _) = Store::open_on(Arc::new(Slow(file, Duration::from_millis(1)))).unwrap();
     const EACH: u64 = 40;
     // One by one, each has a flush of its own, and the large ones two.
     for number in 1..=16 {
@@ -242,7 +242,7 @@ fn threads_on_a_real_file_share_flushes() {
     let commits = stat.last_sequence - 16;
     eprintln!("{commits} stabilisations of {THREADS} threads with {flushes} flushes");
     assert_eq!(commits, THREADS * EACH);
-    assert!(flushes * 2 < commits, "{flushes} flushes");
+    assert!(flushes * 3 < commits * 2, "{flushes} flushes");
     drop(store);
     let (store, report) = Store::open(dir.path()).unwrap();
     assert_eq!(report.last_sequence, 16 + THREADS * EACH);
