@@ -34,6 +34,8 @@ pub(crate) struct Size {
     pub(crate) overwrites: u64,
     /// Pages of one stabilisation.
     pub(crate) commit_pages: u64,
+    /// How quickly; as quickly as possible if 0.
+    pub(crate) mib_per_second: u64,
 }
 
 /// Draws pages.
@@ -175,6 +177,7 @@ fn age(dir: &Path, size: Size, pattern: Pattern) -> Result<Vec<Row>, Box<dyn std
     settle();
     let (fresh, fresh_runs) = scan(dir, &store, pages)?;
 
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let before = store.stat();
     let mut chance = Chance::new(pages, pattern);
     let (mut times, mut largest, mut drawn) = (Vec::new(), 0, 0);
@@ -187,6 +190,11 @@ fn age(dir: &Path, size: Size, pattern: Pattern) -> Result<Vec<Row>, Box<dyn std
         some.sort_unstable();
         some.dedup();
         drawn += some.len() as u64;
+        if size.mib_per_second > 0 {
+            let due = mib(drawn * PAGE_SIZE as u64) / size.mib_per_second as f64;
+            let ahead = due - began.elapsed().as_secs_f64();
+            std::thread::sleep(Duration::from_secs_f64(ahead.max(0.0)));
+        }
         times.push(commit(&store, &mut batch, &some, round)?);
         if round % 16 == 0 {
             largest = largest.max(store.stat().file_bytes);
@@ -206,29 +214,30 @@ fn age(dir: &Path, size: Size, pattern: Pattern) -> Result<Vec<Row>, Box<dyn std
 
     times.sort_by(f64::total_cmp);
     let name = format!("{pattern:?}, {} MiB written {}x", size.live_mib, size.overwrites);
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let written = |a: &Stat, b: &Stat| {
         let (a, b) = (a.counters, b.counters);
         (
             b.record_bytes - a.record_bytes,
             b.upkeep_bytes - a.upkeep_bytes,
             b.cleaning_bytes - a.cleaning_bytes,
+            b.tidying_bytes - a.tidying_bytes,
             b.prewritten_bytes - a.prewritten_bytes,
         )
     };
-    let (record, map, cleaning, ahead) = written(&before, &after);
+    let (record, map, cleaning, tidying, ahead) = written(&before, &after);
     let images = drawn as f64 * PAGE_SIZE as f64;
-    let runs = |runs: u64| format!("{:.1} pages a read", pages as f64 / runs as f64);
+    let runs = |runs: u64| format!("{:.1} pages a run", pages as f64 / runs as f64);
     let p = |part| quantile(&times, part);
     Ok(vec![
         Row::new(format!("{name}: largest file"), mib(largest), "MiB").against("live", mib(live)),
-        Row::new(format!("{name}: written"), mib(record + map + cleaning + ahead), "MiB")
+        Row::new(format!("{name}: written"), mib(record + map + cleaning + tidying + ahead), "MiB")
             .against("images", images / f64::from(1 << 20))
             .note(format!(
-                "records {:.2}x, map {:.2}x, cleaning {:.2}x, prewritten {:.2}x; {:.0} MiB/s",
+                "records {:.2}x, map {:.2}x, cleaning {:.2}x, tidying {:.2}x, prewritten {:.2}x; {:.0} MiB/s",
                 record as f64 / images,
                 map as f64 / images,
                 cleaning as f64 / images,
+                tidying as f64 / images,
                 ahead as f64 / images,
                 mib(record) / took,
             )),
@@ -243,7 +252,7 @@ fn age(dir: &Path, size: Size, pattern: Pattern) -> Result<Vec<Row>, Box<dyn std
             .note(format!(
                 "{}; idle upkeep wrote {:.0} MiB",
                 runs(tidied_runs),
-                mib(written(&after, &tidied_stat).1)
+                mib(tidied_stat.counters.written_bytes() - after.counters.written_bytes())
             )),
     ])
 }

@@ -46,6 +46,9 @@ struct Args {
     /// Pages of one stabilisation while it ages
     #[arg(long, default_value_t = 100)]
     commit_pages: u64,
+    /// How quickly it is written while it ages, in MiB a second; 0: as quickly as possible
+    #[arg(long, default_value_t = 64)]
+    mib_per_second: u64,
     /// Which pages are written while it ages (default: both)
     #[arg(long, value_enum)]
     pattern: Vec<aging::Pattern>,
@@ -153,7 +156,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             What::Open => open::measure(temp.path(), args.resident_mib)?,
             What::Aging => {
                 let (live_mib, overwrites) = (args.live_mib, args.overwrites);
-                let size = aging::Size { live_mib, overwrites, commit_pages: args.commit_pages };
+                let (commit_pages, mib_per_second) = (args.commit_pages, args.mib_per_second);
+                let size = aging::Size { live_mib, overwrites, commit_pages, mib_per_second };
                 let both = [aging::Pattern::Uniform, aging::Pattern::Zipf];
                 let patterns = if args.pattern.is_empty() { &both } else { &args.pattern[..] };
                 aging::measure(temp.path(), size, patterns)?

@@ -58,35 +58,53 @@ impl Holders {
     }
 }
 
+impl Gathered {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.victims.is_empty()
+    }
+}
+
 impl Store {
     /// One small step of cleaning: reads a sparse segment, or moves what has been read of several. How many blocks
     /// were moved; `None` if there is nothing to gain.
     pub(crate) fn clean_step(&self, keeper: &mut Keeper) -> Result<Option<u64>, CommitError> {
-        let segment_blocks = self.layout().segment_blocks as usize;
-        let gathered = &keeper.gathered;
-        let enough =
-            gathered.victims.len() >= VICTIMS_AT_ONCE || gathered.images.len() >= segment_blocks;
-        if !enough && let Some(victim) = self.next_victim(keeper) {
-            let mut found = Gathered::default();
-            let mut holders = Holders { versions: self.versions(), trees: BTreeMap::new() };
-            let cleaning = match self.find_live(victim.segment, &mut holders, &mut found) {
-                Ok(()) => Cleaning::Gathered,
-                // What cannot be read stays where it is, to be reported when it is asked for.
-                Err(_) => Cleaning::Stuck,
-            };
-            self.state_mut().space.set_cleaning(victim.segment, cleaning);
-            if cleaning == Cleaning::Gathered {
-                keeper.gathered.images.extend(found.images);
-                keeper.gathered.nodes.extend(found.nodes);
-                keeper.gathered.victims.push(victim);
-            }
+        if !self.has_gathered_enough(keeper)
+            && let Some(victim) = self.next_victim(keeper)
+        {
+            self.gather(keeper, victim);
             return Ok(Some(0));
         }
-        if keeper.gathered.victims.is_empty() {
+        if keeper.gathered.is_empty() {
             self.fruitless.store(self.state().space.clock() + 1, Ordering::Relaxed);
             return Ok(None);
         }
         self.move_gathered(keeper).map(Some)
+    }
+
+    /// Whether what has been gathered is to be moved before more is.
+    pub(crate) fn has_gathered_enough(&self, keeper: &Keeper) -> bool {
+        let segment_blocks = self.layout().segment_blocks as usize;
+        keeper.gathered.victims.len() >= VICTIMS_AT_ONCE
+            || keeper.gathered.images.len() >= segment_blocks
+    }
+
+    /// Reads what is live in a segment.
+    pub(crate) fn gather(&self, keeper: &mut Keeper, victim: Victim) {
+        let mut found = Gathered::default();
+        let mut holders = Holders { versions: self.versions(), trees: BTreeMap::new() };
+        let cleaning = match self.find_live(victim.segment, &mut holders, &mut found) {
+            Ok(()) => Cleaning::Gathered,
+            // What cannot be read stays where it is, to be reported when it is asked for.
+            Err(_) => Cleaning::Stuck,
+        };
+        self.state_mut().space.set_cleaning(victim.segment, cleaning);
+        if cleaning == Cleaning::Gathered {
+            // What has been put in order stays so.
+            found.images.retain(|&(_, from), _| !keeper.moves.has_page(from));
+            keeper.gathered.images.extend(found.images);
+            keeper.gathered.nodes.extend(found.nodes);
+            keeper.gathered.victims.push(victim);
+        }
     }
 
     /// Empties sparse segments until `wanted` more are free, or as many as one go can; returns how many blocks
@@ -125,19 +143,24 @@ impl Store {
 
     /// The best segment to be emptied next, of those whose live blocks find room.
     fn next_victim(&self, keeper: &Keeper) -> Option<Victim> {
+        let fits = self.room_for(keeper, self.state().space.free_segments());
+        let live_most = (1..=self.live_most()).rev().find(|&live| fits(live))?;
+        self.state().space.best_victim(live_most)
+    }
+
+    /// Whether so many blocks more can be gathered: what is moved, and the parts of the map that say so, must fit into
+    /// `free` segments.
+    pub(crate) fn room_for(&self, keeper: &Keeper, free: usize) -> impl Fn(u64) -> bool + use<> {
         let state = self.state();
         let segment_blocks = self.layout().segment_blocks;
-        let segments = (state.space.free_segments() as u64).saturating_sub(1) * segment_blocks;
+        let segments = (free as u64).saturating_sub(1) * segment_blocks;
         // The table and two headers of the root that is to follow come first.
         let room = segments + keeper.cold.room(self).saturating_sub(keeper.cold.table_blocks() + 2);
         let (gathered, leaves) = (keeper.gathered.images.len() as u64, map_leaves(&state));
-        // What is moved, and the parts of the map that say so, must fit into what is free.
-        let fits = |live: u64| {
+        move |live| {
             let moved = gathered + live;
             moved * 9 / 8 + leaves.min(moved) <= room
-        };
-        let live_most = (1..=self.live_most()).rev().find(|&live| fits(live))?;
-        state.space.best_victim(live_most)
+        }
     }
 
     fn find_live(
@@ -149,11 +172,12 @@ impl Store {
         let layout = self.layout();
         let start = layout.start(segment);
         let mut bytes = AlignedBuf::zeroed(layout.segment_blocks as usize * BLOCK);
-        self.disk.read_from_disk(start.offset(), bytes.as_mut_slice())?;
+        self.disk.read_aside(start.offset(), bytes.as_mut_slice())?;
         let block = |index: u64| {
             let at = index as usize * BLOCK;
             &bytes.as_slice()[at..at + BLOCK]
         };
+        let versioned = !holders.versions.snapshots.list.is_empty();
         let mut index = 0;
         while index < layout.segment_blocks {
             let Some((chunk, _)) = Chunk::decode(block(index), self.header.store_id) else {
@@ -166,6 +190,10 @@ impl Store {
                 }
                 match entry {
                     Entry::Image(id) => {
+                        if !versioned && self.state().find_in_layers(id).is_some() {
+                            // It has been replaced, of which the next root will know.
+                            continue;
+                        }
                         let bytes = block(at.place.0 - start.0);
                         // What cannot be read whole stays where it is, to be reported when it is asked for.
                         let find = |tree: &Tree| {
@@ -199,7 +227,7 @@ impl Store {
     }
 
     /// Moves what has been gathered; with the next root the segments it lay in have nothing live.
-    fn move_gathered(&self, keeper: &mut Keeper) -> Result<u64, CommitError> {
+    pub(crate) fn move_gathered(&self, keeper: &mut Keeper) -> Result<u64, CommitError> {
         let mut gathered = std::mem::take(&mut keeper.gathered);
         {
             // Those of which the roots since have left nothing may be in use for something else.
@@ -250,6 +278,7 @@ impl Store {
             &mut keeper.cold
         } else {
             keeper.moved.epoch = keeper.cold.epoch;
+            keeper.moved.purpose = Purpose::Cleaning;
             &mut keeper.moved
         };
         let mut moves = Vec::with_capacity(images.len());

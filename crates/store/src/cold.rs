@@ -2,8 +2,6 @@
 //! for pages moved by cleaning, which have shown that they are not. Nothing written here counts until a later
 //! root refers to it. Read [`Cold`] first.
 
-use std::io::IoSlice;
-
 use crate::aligned::AlignedBuf;
 use crate::disk::Purpose;
 use crate::error::CommitError;
@@ -15,6 +13,8 @@ use crate::store::Store;
 #[derive(Debug)]
 pub(crate) struct Cold {
     head: Head,
+    /// What is written for.
+    pub(crate) purpose: Purpose,
     /// The epoch that chunks are marked with.
     pub(crate) epoch: u64,
     /// Where the table of the newest root lies.
@@ -36,19 +36,20 @@ struct OpenChunk {
 impl Cold {
     /// The stream of the map.
     pub(crate) fn new(epoch: u64, next: Place, table: Vec<Extent>) -> Self {
-        Cold { head: Head::Map, epoch, table, next, open: None }
+        Cold { head: Head::Map, purpose: Purpose::Upkeep, epoch, table, next, open: None }
     }
 
     /// The stream of moved pages, in a new segment.
     pub(crate) fn of_moved(epoch: u64) -> Self {
-        Cold { head: Head::Moved, epoch, table: Vec::new(), next: Place::NONE, open: None }
+        let (table, next) = (Vec::new(), Place::NONE);
+        Cold { head: Head::Moved, purpose: Purpose::Cleaning, epoch, table, next, open: None }
     }
 
-    fn purpose(&self) -> Purpose {
-        match self.head {
-            Head::Map => Purpose::Upkeep,
-            Head::Moved => Purpose::Cleaning,
-        }
+    /// Goes on in another segment.
+    pub(crate) fn leave(&mut self, store: &Store) {
+        debug_assert!(self.open.is_none(), "left between chunks");
+        self.next = Place::NONE;
+        store.state_mut().space.leave_cold(self.head);
     }
 
     /// Where the stream goes on; [`Place::NONE`] if in a new segment.
@@ -107,8 +108,8 @@ impl Cold {
         let blocks = chunk.blocks();
         let bytes = open.bytes.as_mut_slice();
         chunk.encode(store.header.store_id, &mut bytes[..BLOCK]);
-        let bytes = IoSlice::new(&bytes[..blocks as usize * BLOCK]);
-        if let Err(error) = store.disk.write(self.purpose(), open.at.offset(), &[bytes]) {
+        let bytes = &bytes[..blocks as usize * BLOCK];
+        if let Err(error) = store.disk.write_aside(self.purpose, open.at.offset(), bytes) {
             // Who knows what is wrong with this part of the disk.
             self.next = Place::NONE;
             store.state_mut().space.leave_cold(self.head);
@@ -154,7 +155,7 @@ impl Cold {
             chunk.encode(store.header.store_id, &mut bytes.as_mut_slice()[..BLOCK]);
             bytes.as_mut_slice()[BLOCK..].copy_from_slice(these);
             let offset = Place(extent.place.0 - 1).offset();
-            store.disk.write(Purpose::Upkeep, offset, &[IoSlice::new(bytes.as_slice())])?;
+            store.disk.write_aside(Purpose::Upkeep, offset, bytes.as_slice())?;
         }
         Ok(())
     }

@@ -180,12 +180,15 @@ impl Store {
             }
         }
         let plan = self.plan_with_room(&asked, no_room)?;
-        let file_grown =
-            (self.state().space.segments() - grown_before) as u64 * self.layout().segment_blocks;
+        // It may have become shorter meanwhile.
+        let grown = self.state().space.segments().saturating_sub(grown_before);
+        let file_grown = grown as u64 * self.layout().segment_blocks;
         // Should this end in a panic, what has been written is as suspect as after an error.
         let epoch = writer.epoch.take();
         let suspect = std::mem::replace(&mut writer.suspect, true);
+        let under_way = self.disk.record_under_way();
         let written = self.write_records(writer, batches, plan);
+        drop(under_way);
         let (plan, flushes) = match written {
             Ok(written) => written,
             Err(error) => {
@@ -195,6 +198,8 @@ impl Store {
         };
         (writer.epoch, writer.suspect) = (epoch, suspect);
         let blocks: u64 = plan.chunks.iter().map(|planned| planned.chunk.blocks()).sum();
+        let now = u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.last_commit.store(now, Ordering::Relaxed);
         self.note_need(blocks / self.layout().segment_blocks);
         let mut sequence = self.enter_records(&plan);
         let maintain_soon = self.wants_maintenance();

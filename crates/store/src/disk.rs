@@ -2,8 +2,9 @@
 //! and no success reported for what a failed flush may have lost. Read [`Disk`] first.
 
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use stead_model::ContainerId;
 
@@ -22,6 +23,8 @@ pub(crate) enum Purpose {
     Upkeep,
     /// Pages moved out of sparse segments.
     Cleaning,
+    /// Scattered pages put in order.
+    Tidying,
     /// Room ahead of need.
     Prewrite,
 }
@@ -39,10 +42,24 @@ pub struct Counters {
     pub upkeep_flushes: u64,
     /// Written for pages that cleaning moved.
     pub cleaning_bytes: u64,
+    /// Written for pages that were put in order while nothing else was to do.
+    pub tidying_bytes: u64,
     /// Written as zeros, to have room that costs no metadata later.
     pub prewritten_bytes: u64,
     /// Read: images, map, recovery, verification.
     pub read_bytes: u64,
+}
+
+impl Counters {
+    /// Written for all purposes together. What [`Counters::record_bytes`] is not is write amplification.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        self.record_bytes
+            + self.upkeep_bytes
+            + self.cleaning_bytes
+            + self.tidying_bytes
+            + self.prewritten_bytes
+    }
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +69,7 @@ struct Counts {
     upkeep_bytes: AtomicU64,
     upkeep_flushes: AtomicU64,
     cleaning_bytes: AtomicU64,
+    tidying_bytes: AtomicU64,
     prewritten_bytes: AtomicU64,
     read_bytes: AtomicU64,
 }
@@ -72,8 +90,27 @@ pub(crate) struct BlockRead<'a> {
     pub(crate) outcome: Result<(), ReadError>,
 }
 
+/// Bytes that upkeep writes or reads at a time while stabilisations may come: what one may have to wait for.
+const ASIDE_BYTES: usize = 256 << 10;
+
+/// How long upkeep waits for a stabilisation that is being written: so often, and each time so long.
+const GIVE_WAY_MOST: u32 = 40;
+const GIVE_WAY_STEP: Duration = Duration::from_micros(50);
+
+/// A stabilisation is being written.
+#[derive(Debug)]
+pub(crate) struct UnderWay<'a>(&'a AtomicU32);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Disk {
+    /// Stabilisations being written.
+    records: AtomicU32,
     medium: Arc<dyn Medium>,
     sealer: Sealer,
     counts: Counts,
@@ -86,6 +123,7 @@ pub(crate) struct Disk {
 impl Disk {
     pub(crate) fn new(medium: Arc<dyn Medium>, sealer: Sealer) -> Self {
         Disk {
+            records: AtomicU32::new(0),
             medium,
             sealer,
             counts: Counts::default(),
@@ -106,6 +144,7 @@ impl Disk {
             upkeep_bytes: get(&self.counts.upkeep_bytes),
             upkeep_flushes: get(&self.counts.upkeep_flushes),
             cleaning_bytes: get(&self.counts.cleaning_bytes),
+            tidying_bytes: get(&self.counts.tidying_bytes),
             prewritten_bytes: get(&self.counts.prewritten_bytes),
             read_bytes: get(&self.counts.read_bytes),
         }
@@ -176,6 +215,13 @@ impl Disk {
         }
     }
 
+    /// Reads bytes that are not known to be anything, at several places at the same time where the medium can.
+    pub(crate) fn read_many(&self, reads: &mut [ReadRequest<'_>]) {
+        let bytes = reads.iter().map(|read| read.into.len() as u64).sum();
+        self.counts.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.medium.read_many(reads);
+    }
+
     fn read_failed(&self, entry: Entry, at: Located, source: io::Error) -> ReadError {
         if source.kind() == io::ErrorKind::UnexpectedEof {
             damage(entry, at, "lies beyond the end of the file").into()
@@ -210,6 +256,49 @@ impl Disk {
         self.medium.write(offset, parts).map_err(|source| CommitError::io(action, source))
     }
 
+    /// As [`Disk::write`], in pieces between which stabilisations go first.
+    pub(crate) fn write_aside(
+        &self,
+        purpose: Purpose,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), CommitError> {
+        let mut at = offset;
+        for piece in bytes.chunks(ASIDE_BYTES) {
+            self.give_way();
+            self.write(purpose, at, &[IoSlice::new(piece)])?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// As [`Disk::read_from_disk`], in pieces between which stabilisations go first.
+    pub(crate) fn read_aside(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
+        let mut at = offset;
+        for piece in into.chunks_mut(ASIDE_BYTES) {
+            self.give_way();
+            self.read_from_disk(at, piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// A stabilisation is being written, until the answer is dropped.
+    pub(crate) fn record_under_way(&self) -> UnderWay<'_> {
+        self.records.fetch_add(1, Ordering::SeqCst);
+        UnderWay(&self.records)
+    }
+
+    /// Waits a moment while a stabilisation is being written; not for ever, so that upkeep gets on.
+    fn give_way(&self) {
+        for _ in 0..GIVE_WAY_MOST {
+            if self.records.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            std::thread::sleep(GIVE_WAY_STEP);
+        }
+    }
+
     /// Counts bytes that are about to be written; says what for.
     fn count_write(&self, purpose: Purpose, parts: &[IoSlice<'_>]) -> &'static str {
         let bytes = parts.iter().map(|part| part.len() as u64).sum();
@@ -217,6 +306,7 @@ impl Disk {
             Purpose::Record => (&self.counts.record_bytes, "writing a stabilisation to log"),
             Purpose::Upkeep => (&self.counts.upkeep_bytes, "writing the map to log"),
             Purpose::Cleaning => (&self.counts.cleaning_bytes, "moving pages in log"),
+            Purpose::Tidying => (&self.counts.tidying_bytes, "putting pages in order in log"),
             Purpose::Prewrite => (&self.counts.prewritten_bytes, "extending log"),
         };
         count.fetch_add(bytes, Ordering::Relaxed);
@@ -243,8 +333,13 @@ impl Disk {
         }
         let flushes = match purpose {
             Purpose::Record => &self.counts.record_flushes,
-            Purpose::Upkeep | Purpose::Cleaning | Purpose::Prewrite => &self.counts.upkeep_flushes,
+            Purpose::Upkeep | Purpose::Cleaning | Purpose::Tidying | Purpose::Prewrite => {
+                &self.counts.upkeep_flushes
+            }
         };
+        if purpose != Purpose::Record {
+            self.give_way();
+        }
         let _one_at_a_time = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         flushes.fetch_add(1, Ordering::Relaxed);
         let flushed = match self.medium.write_and_sync(writes) {

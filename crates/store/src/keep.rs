@@ -12,7 +12,9 @@ use crate::cold::Cold;
 use crate::disk::Purpose;
 use crate::error::CommitError;
 use crate::format::Root;
+use crate::shrink::Shrunk;
 use crate::store::{State, Store};
+use crate::tidy::{IDLE, Untidy};
 use crate::tree::Moves;
 
 /// What recovery may have to read, in blocks, before a new root is due: some milliseconds' worth in small stores,
@@ -30,6 +32,10 @@ const FREE_LEAST: usize = 4;
 
 /// The same once the file is as long as it may be: cleaning takes a while.
 const FREE_LEAST_AT_BOUND: usize = 8;
+
+/// Segments that a stabilisation finds free beyond those that it fills: its last one, the one that the chain reserves,
+/// those of the cold streams.
+const RESERVE: usize = 5;
 
 /// Segments beyond its own that a stabilisation on a full disk leaves free, if it can, when it cleans for itself.
 const FREE_SPARE: usize = 4;
@@ -61,6 +67,9 @@ pub(crate) struct Keeper {
     /// Where pages that cleaning moves are written.
     pub(crate) moved: Cold,
     pub(crate) gathered: Gathered,
+    pub(crate) untidy: Untidy,
+    /// Roots written for the sake of a shorter file, since something was moved for it.
+    pub(crate) roots_in_vain: u32,
     /// What the next root is to have elsewhere, because its place is to become free.
     pub(crate) moves: Moves,
     /// Whether maps may have entries that are lost, or more be counted than can be reached.
@@ -77,6 +86,9 @@ enum Due {
     Grow(usize),
     Clean,
     WriteAhead,
+    /// Makes the file shorter, to so many segments.
+    Shrink(usize),
+    Tidy,
 }
 
 /// What a step of upkeep did.
@@ -145,10 +157,28 @@ impl Store {
             },
             Due::Clean => done.blocks_moved = self.clean_step(&mut keeper)?.unwrap_or_default(),
             Due::WriteAhead => self.write_ahead(&mut keeper)?,
+            Due::Shrink(target) => match self.shrink_step(&mut keeper, target)? {
+                Shrunk::Step(blocks) => done.blocks_moved = blocks,
+                Shrunk::ChainInTheWay => {
+                    drop(keeper);
+                    self.move_chain()?;
+                }
+                Shrunk::Cut | Shrunk::Blocked => {}
+            },
+            Due::Tidy => done.blocks_moved = self.tidy_step(&mut keeper)?,
         }
-        drop(keeper);
         done.more = self.wants_maintenance();
         Ok(done)
+    }
+
+    /// How large the file may become, in hundredths of what is live (200 if nobody says otherwise): the nearer to 100,
+    /// the more cleaning writes. Small stores may have some segments more. For this opening only.
+    ///
+    /// # Panics
+    /// If `percent` is less than 150.
+    pub fn set_space_percent(&self, percent: u32) {
+        assert!(percent >= 150, "with little room to spare cleaning gains nothing");
+        self.space_percent.store(percent, Ordering::Relaxed);
     }
 
     fn due(&self, state: &State) -> Due {
@@ -162,10 +192,11 @@ impl Store {
         let bound = self.segments_allowed(space.tree_blocks()) + space.kept_segments() as u64;
         let (free, wanted) = (space.free_segments(), self.free_wanted(state));
         // Those that wait for nothing but roots.
-        let coming = space.pending_segments() - space.kept_segments() + space.emptying_segments();
+        let coming = space.coming_segments();
         if free < wanted && free + coming >= wanted {
             // Roots are written now and then anyway, and are in a hurry only if room is short.
-            if free < wanted.div_ceil(2) {
+            let recent = self.recent_need.load(Ordering::Relaxed) as usize;
+            if free < wanted.div_ceil(2).max(recent + RESERVE) {
                 return Due::Checkpoint;
             }
         } else if free < wanted {
@@ -185,12 +216,24 @@ impl Store {
             if coming > 0 {
                 return Due::Checkpoint;
             }
+            if free < FREE_LEAST && unsettled > 0 {
+                return Due::Checkpoint;
+            }
             if free < FREE_LEAST {
                 // Nothing can be gained: what cannot be cleaned does not bound the file.
                 return Due::Grow(1);
             }
         }
-        if space.has_unwritten() { Due::WriteAhead } else { Due::Nothing }
+        if space.has_unwritten() {
+            Due::WriteAhead
+        } else if let Some(target) = self.shrink_target(state) {
+            Due::Shrink(target)
+        } else if self.may_tidy() && self.idle_time() >= IDLE {
+            // First, what waits for nothing but roots.
+            if free < wanted && coming > 0 { Due::Checkpoint } else { Due::Tidy }
+        } else {
+            Due::Nothing
+        }
     }
 
     /// Stores the map and a root, so that the next opening has nothing to replay. Right before a clean end.
@@ -207,7 +250,7 @@ impl Store {
 
     /// How many segments should be free: enough for stabilisations like the recent ones, as far as the
     /// bound on the file's size allows.
-    fn free_wanted(&self, state: &State) -> usize {
+    pub(crate) fn free_wanted(&self, state: &State) -> usize {
         let recent = self.recent_need.load(Ordering::Relaxed) as usize;
         let (kept, free) = (state.space.kept_segments(), state.space.free_segments());
         let segments = state.space.segments() - kept;
@@ -243,10 +286,22 @@ impl Store {
         longer?;
         if prewrite {
             let since = self.disk.failures();
-            self.write_zeros(from, to)?;
+            self.write_zeros_aside(from, to)?;
             self.disk.sync(Purpose::Prewrite, since)?;
         }
         self.state_mut().space.add_segments(segments, prewrite);
+        Ok(())
+    }
+
+    /// As [`Store::write_zeros`], but stabilisations go first.
+    fn write_zeros_aside(&self, from: u64, to: u64) -> Result<(), CommitError> {
+        let zeros = AlignedBuf::zeroed(PREWRITE_BYTES);
+        let mut at = from;
+        while at < to {
+            let bytes = (to - at).min(PREWRITE_BYTES as u64);
+            self.disk.write_aside(Purpose::Prewrite, at, &zeros.as_slice()[..bytes as usize])?;
+            at += bytes;
+        }
         Ok(())
     }
 
@@ -269,7 +324,7 @@ impl Store {
         let end = start.plus(self.layout().segment_blocks);
         let since = self.disk.failures();
         let written = self
-            .write_zeros(start.offset(), end.offset())
+            .write_zeros_aside(start.offset(), end.offset())
             .and_then(|()| self.disk.sync(Purpose::Prewrite, since));
         self.state_mut().space.written(start, written.is_ok());
         written

@@ -52,10 +52,12 @@ mod recover;
 #[allow(unsafe_code)]
 mod ring;
 mod scrub;
+mod shrink;
 pub mod sim;
 mod snapshot;
 mod space;
 mod store;
+mod tidy;
 mod tree;
 mod verify;
 mod versions;

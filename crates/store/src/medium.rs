@@ -114,7 +114,7 @@ pub trait Medium: Send + Sync + fmt::Debug {
         Ok(self.len()? == 0)
     }
 
-    /// Makes the file `len` bytes long, with its room taken on the disk where the file system can; new
+    /// Makes the file `len` bytes long, shorter or longer, with its room taken on the disk where the file system can; new
     /// bytes read as zero.
     ///
     /// # Errors

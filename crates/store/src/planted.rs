@@ -22,6 +22,8 @@ pub enum Bug {
     FollowersUnflushed,
     /// Recovery takes a record for flushed because another follows it, though both shared a flush.
     GroupBelieved,
+    /// The file is cut when only one of the roots names no more than what stays.
+    CutTooEarly,
     /// The first unreadable chunk is taken for the end of the log.
     BlindTail,
     /// After opening by the older root, the other one stays as it was while what it refers to is written over.

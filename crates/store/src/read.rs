@@ -6,6 +6,7 @@ use stead_model::{PAGE_SIZE, PageId, PageNo};
 use crate::disk::BlockRead;
 use crate::error::ReadError;
 use crate::format::{Entry, Located};
+use crate::medium::ReadRequest;
 use crate::tree::Origins;
 use crate::view::View;
 
@@ -57,9 +58,10 @@ impl View<'_> {
         }
     }
 
-    /// Reads neighbouring pages from `first` on, as many as are alike and fit into `into`: either images that lie
-    /// side by side in the file, with one read; or pages that were never stored, for which `into` is
-    /// left as it was. Pages behind the run are for the next call.
+    /// Reads neighbouring pages from `first` on, as many as are alike and fit into `into`: either images, wherever they
+    /// lie in the file, those that lie side by side with one read and all of them at the same time where the disk
+    /// can; or pages that were never stored, for which `into` is left as it was. Pages behind the run are for
+    /// the next call.
     ///
     /// # Errors
     /// As for [`View::read_page`], for the first page; a page behind it that has something wrong ends the run.
@@ -73,36 +75,39 @@ impl View<'_> {
         );
         let id_of = |i: usize| PageId { page: PageNo(first.page.0 + i as u64), ..first };
         let most = (into.len() / PAGE_SIZE).min((PageNo::LIMIT - first.page.0) as usize);
-        let Found { at, origins } = self.locate(first)?;
-        let mut places: Vec<Located> = vec![at];
-        while places.len() < most {
-            let Ok(Found { at, .. }) = self.locate(id_of(places.len())) else { break };
-            let alike = if places[0].is_never() {
-                at.is_never()
-            } else {
-                at.place == places[0].place.plus(places.len() as u64)
-            };
-            if !alike {
-                break;
+        let mut found: Vec<Found> = vec![self.locate(first)?];
+        let never = found[0].at.is_never();
+        while found.len() < most {
+            match self.locate(id_of(found.len())) {
+                Ok(next) if next.at.is_never() == never => found.push(next),
+                _ => break,
             }
-            places.push(at);
         }
-        if places[0].is_never() {
-            return Ok(Run { stored: Stored::Never, pages: places.len() });
+        if never {
+            return Ok(Run { stored: Stored::Never, pages: found.len() });
         }
-        let bytes = &mut into[..places.len() * PAGE_SIZE];
-        let read = self.store.disk.read(places[0].place.offset(), bytes);
-        let good = match read {
-            Ok(()) => places
-                .iter()
-                .zip(bytes.chunks(PAGE_SIZE))
-                .enumerate()
-                .take_while(|&(i, (&at, page))| {
-                    self.store.disk.check(Entry::Image(id_of(i)), &origins, at, page).is_ok()
-                })
-                .count(),
-            Err(_) => 0,
-        };
+        let side_by_side = |a: &Found, b: &Found| a.at.place.plus(1) == b.at.place;
+        let mut rest = &mut *into;
+        let mut reads = Vec::new();
+        for piece in found.chunk_by(side_by_side) {
+            let (these, others) = rest.split_at_mut(piece.len() * PAGE_SIZE);
+            reads.push(ReadRequest::new(piece[0].at.place.offset(), these));
+            rest = others;
+        }
+        self.store.disk.read_many(&mut reads);
+        let pages = reads.iter().flat_map(|read| {
+            let outcome = &read.outcome;
+            read.into.chunks(PAGE_SIZE).map(move |page| (page, outcome))
+        });
+        let good = found
+            .iter()
+            .zip(pages)
+            .enumerate()
+            .take_while(|(i, (Found { at, origins }, (page, outcome)))| {
+                let entry = Entry::Image(id_of(*i));
+                outcome.is_ok() && self.store.disk.check(entry, origins, *at, page).is_ok()
+            })
+            .count();
         if good > 0 {
             return Ok(Run { stored: Stored::Image, pages: good });
         }

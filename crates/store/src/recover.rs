@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Instant;
 
 use stead_model::ContainerId;
 
@@ -29,6 +30,7 @@ use crate::planted::{self, Bug};
 use crate::reader::Reading;
 use crate::space::{Layout, Space};
 use crate::store::{State, Store, StoreHeader, enter};
+use crate::tidy::{LOOK_AGAIN_BYTES, Untidy};
 use crate::tree::{Moves, Origins, Tree};
 use crate::versions::{Trees, Versions};
 
@@ -252,6 +254,8 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             cold: Cold::new(position.epoch, cold, root.table),
             moved: Cold::of_moved(position.epoch),
             gathered: Gathered::default(),
+            untidy: Untidy::default(),
+            roots_in_vain: 0,
             moves: Moves::default(),
             lost: root.lost,
             recount: root.lost,
@@ -261,6 +265,10 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
         groups: AtomicBool::new(root.groups),
         recent_need: AtomicU64::new(0),
         fruitless: AtomicU64::new(0),
+        shrink_rest: AtomicU64::new(0),
+        tidied_at: AtomicU64::new(LOOK_AGAIN_BYTES),
+        opened: Instant::now(),
+        last_commit: AtomicU64::new(0),
         disk_full: AtomicBool::new(false),
         space_percent: AtomicU32::new(SPACE_PERCENT),
         hold,

@@ -61,6 +61,25 @@ pub(crate) struct Victim {
     pub(crate) born: u64,
 }
 
+/// What stands in the way of cutting off the end of the file.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tail {
+    /// Segments in it.
+    pub(crate) segments: usize,
+    /// Free segments before it.
+    pub(crate) free_before: usize,
+    /// One whose live blocks can be moved.
+    pub(crate) victim: Option<Victim>,
+    /// Whether there are some that the next roots make free, or make it possible to empty.
+    pub(crate) waiting: bool,
+    /// Whether the record chain goes through it.
+    pub(crate) chain: bool,
+    pub(crate) map_head: bool,
+    pub(crate) moved_head: bool,
+    /// Whether something lies there that cannot be moved.
+    pub(crate) stuck: bool,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     state: State,
@@ -255,9 +274,9 @@ impl Space {
         self.gathered > 0
     }
 
-    /// Segments whose live blocks have been moved: the next roots make them free.
-    pub(crate) fn emptying_segments(&self) -> usize {
-        self.emptying
+    /// Segments that wait for nothing but roots to be free.
+    pub(crate) fn coming_segments(&self) -> usize {
+        self.pending - self.kept + self.emptying
     }
 
     /// Images stored since the store was opened.
@@ -535,14 +554,15 @@ impl Space {
     }
 
     /// Segments that cleaning may empty, the best first: those that give most room for the work, and of which the
-    /// least is likely to be replaced soon anyway (cost and benefit, as Rosenblum and Ousterhout have it).
+    /// least is likely to be replaced soon anyway (cost and benefit, after Rosenblum and Ousterhout).
     /// Not those with more than `live_most` live blocks.
     pub(crate) fn best_victim(&self, live_most: u64) -> Option<Victim> {
         let whole = self.layout.segment_blocks;
         let score = |victim: &Victim| {
             let used = f64::from(victim.live) / whole as f64;
             let age = (self.clock - victim.born + 1) as f64;
-            (1.0 - used) * age / (1.0 + used)
+            // The age counts less than the room: where all pages are alike, age says nothing.
+            (1.0 - used) / used * age.sqrt()
         };
         self.victims(live_most).max_by(|a, b| score(a).total_cmp(&score(b)))
     }
@@ -591,6 +611,49 @@ impl Space {
         segment.cleaning = cleaning;
         self.emptying += usize::from(segment.is_emptying());
         self.gathered += usize::from(segment.is_gathered());
+    }
+
+    /// What lies in the segments from `from` on.
+    pub(crate) fn tail(&self, from: usize) -> Tail {
+        let head = |head: Head| self.heads[head as usize].is_some_and(|i| i as usize >= from);
+        let mut tail = Tail {
+            segments: self.segments.len().saturating_sub(from),
+            free_before: self.free.range(..from as u32).count(),
+            chain: self.chain.iter().any(|&i| i as usize >= from),
+            map_head: head(Head::Map),
+            moved_head: head(Head::Moved),
+            ..Tail::default()
+        };
+        for (i, segment) in self.segments.iter().enumerate().skip(from) {
+            let i = i as u32;
+            match (segment.state, segment.cleaning) {
+                (State::Free, _) => {}
+                (State::InUse, _) if self.chain.contains(&i) => {}
+                (State::InUse, Cleaning::Stuck) => tail.stuck = true,
+                (State::InUse, Cleaning::No) if segment.layer == 0 && segment.tree > 0 => {
+                    let victim = Victim { segment: i, live: segment.tree, born: segment.born };
+                    tail.victim = tail.victim.or(Some(victim));
+                }
+                (State::InUse, Cleaning::Gathered) => {}
+                (State::InUse | State::Pending { .. }, _) => tail.waiting = true,
+            }
+        }
+        tail
+    }
+
+    /// Forgets the segments from `from` on, if all of them are free; how many there were in all.
+    pub(crate) fn cut(&mut self, from: usize) -> Option<usize> {
+        let all_free = self.segments.iter().skip(from).all(|s| s.state == State::Free);
+        // One that is being written for the first time is not among the free ones.
+        let idle = (from..self.segments.len()).all(|i| self.free.contains(&(i as u32)));
+        if !all_free || !idle || from >= self.segments.len() {
+            return None;
+        }
+        self.free.split_off(&(from as u32));
+        self.unwritten.split_off(&(from as u32));
+        let before = self.segments.len();
+        self.segments.truncate(from);
+        Some(before)
     }
 
     /// Blocks by what their segment is: free, pending, in use.

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use stead_model::PageId;
 
@@ -42,6 +43,13 @@ pub struct Store {
     pub(crate) recent_need: AtomicU64,
     /// By [`crate::space::Space`]'s clock, when cleaning last found nothing to gain; 0 if it never did.
     pub(crate) fruitless: AtomicU64,
+    /// The generation before which the file is not tried to be made shorter again.
+    pub(crate) shrink_rest: AtomicU64,
+    /// How many bytes of stabilisations there must have been before scattered pages are looked for again.
+    pub(crate) tidied_at: AtomicU64,
+    pub(crate) opened: Instant,
+    /// When something was last stabilised, in microseconds since `opened`.
+    pub(crate) last_commit: AtomicU64,
     /// Whether the disk had no room when the file was last to be made longer.
     pub(crate) disk_full: AtomicBool,
     /// How large the file may be, in hundredths of what is live.

@@ -50,6 +50,7 @@ fn every_crash_leaves_the_last_state_or_the_one_under_way() {
         // The torture has reached what it is for.
         assert!(all.crashes_in_recovery > points / 20 && all.committed > points);
         assert!(all.failed > 0 && all.moved > points && all.under_way > 0);
+        assert!(all.cut > 0 && all.tidied > 0);
         assert!(all.fell_back > 0 && all.rot_noticed > 0 && all.silent_noticed > 0);
     }
 }
@@ -120,6 +121,11 @@ fn a_flush_tried_again_is_found() {
 #[test]
 fn an_epoch_behind_one_root_is_found() {
     lives_until_caught(Bug::OneRoot);
+}
+
+#[test]
+fn a_file_cut_before_both_roots_allow_it_is_found() {
+    lives_until_caught(Bug::CutTooEarly);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::error::{OpenError, ReadError};
 use crate::format::{BLOCK, ROOTS};
 use crate::medium::Medium;
 use crate::recover::OpenReport;
+use crate::shrink::Shrunk;
 use crate::store::Store;
 
 /// What happened in a life that went well.
@@ -31,6 +32,10 @@ pub struct Lived {
     pub failed: u64,
     /// Blocks moved by cleaning.
     pub moved: u64,
+    /// Pages that were put in order.
+    pub tidied: u64,
+    /// How often the file was made shorter.
+    pub cut: u64,
     /// Recoveries that brought the state under way instead of the acknowledged one.
     pub under_way: u64,
     /// Recoveries from the older root.
@@ -71,6 +76,8 @@ impl Lived {
         self.committed += other.committed;
         self.failed += other.failed;
         self.moved += other.moved;
+        self.tidied += other.tidied;
+        self.cut += other.cut;
         self.under_way += other.under_way;
         self.fell_back += other.fell_back;
         self.rotten += other.rotten;
@@ -200,11 +207,13 @@ impl Life {
 
     /// Does one thing that changes the disk.
     pub(super) fn work(&mut self) -> Result<(), String> {
-        match self.random.below(17) {
+        match self.random.below(20) {
             0..12 => self.commit()?,
             // A failure may have left one root torn.
             12..14 => self.fresh &= self.store().checkpoint().is_ok(),
             14 => self.fresh &= self.store().maintain().is_ok(),
+            17 | 18 => self.shrink(),
+            19 => self.tidy(),
             _ => self.clean(),
         }
         Ok(())
@@ -279,6 +288,43 @@ impl Life {
         match cleaned {
             Ok(moved) => self.lived.moved += moved,
             Err(_) => self.fresh = false,
+        }
+    }
+
+    /// Makes the file shorter, if what lies at its end can be moved.
+    fn shrink(&mut self) {
+        let few = 1 + self.random.below(6) as usize;
+        let store = self.store.as_ref().expect("the store is open");
+        let before = store.stat().segments;
+        let target = before.saturating_sub(few).max(6);
+        let mut done = Ok(());
+        for _ in 0..30 {
+            let step = store.shrink_step(&mut store.keeper(), target);
+            done = match step {
+                Ok(Shrunk::Step(_)) => continue,
+                Ok(Shrunk::ChainInTheWay) => store.move_chain(),
+                Ok(Shrunk::Cut | Shrunk::Blocked) => break,
+                Err(error) => Err(error),
+            };
+            if done.is_err() {
+                break;
+            }
+        }
+        self.fresh &= done.is_ok();
+        self.lived.cut += u64::from(store.stat().segments < before);
+    }
+
+    /// Puts pages in order.
+    fn tidy(&mut self) {
+        let store = self.store.as_ref().expect("the store is open");
+        for _ in 0..4 {
+            match store.tidy_step(&mut store.keeper()) {
+                Ok(pages) => self.lived.tidied += pages,
+                Err(_) => {
+                    self.fresh = false;
+                    return;
+                }
+            }
         }
     }
 

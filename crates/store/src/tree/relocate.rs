@@ -37,6 +37,11 @@ impl Moves {
         self.paths.entry(family).or_default().insert((first, id.level));
     }
 
+    /// Whether the page at this place has been copied elsewhere.
+    pub(crate) fn has_page(&self, from: Place) -> bool {
+        self.pages.contains_key(&from)
+    }
+
     /// A damaged node in maps of this family is given up.
     pub(crate) fn give_up(&mut self, family: ContainerId, node: GivenUp) {
         self.given_up.insert(node.place);
