@@ -10,7 +10,7 @@ use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
 use crate::aligned::AlignedBuf;
 use crate::disk::{BlockRead, Purpose};
-use crate::error::{CommitError, ReadError};
+use crate::error::{CommitError, Damage, ReadError};
 use crate::format::{Entry, Located, NodeId, Place};
 use crate::keep::Keeper;
 use crate::store::Store;
@@ -214,4 +214,6 @@ impl Visitor for Runs {
     }
 
     fn unreadable(&mut self, _: NodeId, _: ReadError) {}
+
+    fn lost(&mut self, _: Damage) {}
 }

@@ -199,7 +199,10 @@ impl Life {
         }
         let committed = self.store().commit(&mut batch);
         self.lived.committed += u64::from(committed.is_ok());
+        // What changes nothing writes nothing, and leaves a torn root torn.
+        let fresh = self.fresh || committed.as_ref().is_ok_and(|done| done.bytes_written > 0);
         self.outcome(model, committed.map(drop));
+        self.fresh &= fresh;
         Ok(())
     }
 
