@@ -108,10 +108,10 @@ fn finish(dir: &Path, durable: u64) {
 /// What a process said: the number that was last durable, and whether it was told that the disk is full, and the
 /// rest.
 fn heard(lines: &[String], durable: &mut u64, word: &str) -> bool {
-    let numbers = lines
+    let mut numbers = lines
         .iter()
         .filter_map(|line| line.strip_prefix("> durable ")?.strip_suffix('.')?.parse::<u64>().ok());
-    *durable = numbers.last().unwrap_or(*durable);
+    *durable = numbers.next_back().unwrap_or(*durable);
     lines.iter().any(|line| line.contains(word))
 }
 
