@@ -13,6 +13,8 @@ use crate::units::bytes;
 pub(crate) struct Listing {
     dir: PathBuf,
     containers: Vec<Line>,
+    /// Names of snapshots, in the order in which they were taken.
+    snapshots: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -31,40 +33,38 @@ struct Line {
 }
 
 pub(crate) fn run(dir: &Path) -> Outcome<Listing> {
-    let mut store = crate::open(dir)?;
-    let mut containers = Vec::new();
+    let store = crate::open(dir)?;
     // The system container is no container of the user's.
-    let all: Vec<_> = store.stat().containers.into_iter().skip(1).collect();
-    for some in all.chunks(crate::AT_A_TIME) {
-        for c in some {
-            let (root, problem) = match root_of(&store, &c.name) {
-                Ok(root) => (root, None),
-                Err(problem) => (None, Some(problem)),
-            };
-            containers.push(Line {
-                name: c.name.clone(),
-                id: c.id.0,
-                root,
-                address: c.base.to_string(),
-                address_bytes: c.address_bytes,
-                pages: c.stored_bytes / stead::PAGE_SIZE as u64,
-                stored_bytes: c.stored_bytes,
-                created_unix_s: c.created_unix_s,
-                problem,
-            });
+    let stats = store.stat().containers.into_iter().skip(1);
+    let line = |c: stead::ContainerStat| {
+        let (root, problem) = match root_of(&store, &c.name) {
+            Ok(root) => (root, None),
+            Err(problem) => (None, Some(problem)),
+        };
+        Line {
+            id: c.id.0,
+            root,
+            address: c.base.to_string(),
+            address_bytes: c.address_bytes,
+            pages: c.stored_bytes / stead::PAGE_SIZE as u64,
+            stored_bytes: c.stored_bytes,
+            created_unix_s: c.created_unix_s,
+            problem,
+            name: c.name,
         }
-        if all.len() > crate::AT_A_TIME {
-            drop(store);
-            store = crate::open(dir)?;
-        }
-    }
+    };
+    let mut containers: Vec<Line> = stats.map(line).collect();
     containers.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Listing { dir: dir.to_owned(), containers })
+    let snapshots = store.snapshots().into_iter().map(|snapshot| snapshot.name).collect();
+    Ok(Listing { dir: dir.to_owned(), containers, snapshots })
 }
 
 fn root_of(store: &ReadStore, name: &str) -> Result<Option<String>, String> {
     let opened = store.site().existing(name).map_err(|error| error.to_string())?;
-    Ok(opened.root_type().map(|t| t.name))
+    let root = opened.root_type().map(|t| t.name);
+    // A branch of it is at the same addresses.
+    store.site().close(opened);
+    Ok(root)
 }
 
 impl Report for Listing {
@@ -99,6 +99,9 @@ impl Report for Listing {
                 c.pages,
                 bytes(c.stored_bytes)
             );
+        }
+        if !self.snapshots.is_empty() {
+            crate::say!("snapshots: {}", self.snapshots.join(", "));
         }
         for problem in self.containers.iter().filter_map(|c| c.problem.as_ref()) {
             crate::say!("{problem}");

@@ -116,9 +116,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// Containers that are looked at with the store opened once. A process has addresses for some hundred.
-const AT_A_TIME: usize = 64;
-
 /// Opens a store to look at it, whether or not a program has it open.
 fn open(dir: &Path) -> Result<ReadStore, OpenError> {
     stead::open_read_only(dir)

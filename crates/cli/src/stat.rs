@@ -46,7 +46,7 @@ struct Cluster {
 }
 
 pub(crate) fn run(dir: &Path) -> Outcome<Found> {
-    let mut store = crate::open(dir)?;
+    let store = crate::open(dir)?;
     let mut is_sound = true;
     let stat = store.stat();
     let mut containers: Vec<Container> = stat
@@ -63,18 +63,15 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
             clusters: Vec::new(),
         })
         .collect();
-    for names in store.names().chunks(crate::AT_A_TIME) {
-        for name in names {
-            let opened = match store.site().existing(name) {
-                Err(error) if error.is_damage() => {
-                    is_sound = false;
-                    continue;
-                }
-                opened => opened?,
-            };
-            let Some(seen) = containers.iter_mut().find(|c| c.id == opened.id().0) else {
+    for name in &store.names() {
+        let opened = match store.site().existing(name) {
+            Err(error) if error.is_damage() => {
+                is_sound = false;
                 continue;
-            };
+            }
+            opened => opened?,
+        };
+        if let Some(seen) = containers.iter_mut().find(|c| c.id == opened.id().0) {
             // Touching a damaged page would end the process.
             if opened.check_all().is_ok() {
                 seen.live_bytes = Some(store.site().verify_container(&opened)?.live_bytes);
@@ -85,8 +82,8 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
             let clusters = opened.clusters().into_iter();
             seen.clusters = clusters.map(|(number, windows)| Cluster { number, windows }).collect();
         }
-        drop(store);
-        store = crate::open(dir)?;
+        // A branch of it is at the same addresses.
+        store.site().close(opened);
     }
     let s = &stat.store;
     Ok(Found {

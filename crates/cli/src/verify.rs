@@ -66,18 +66,18 @@ struct Leak {
 }
 
 pub(crate) fn run(dir: &Path, leaks: bool) -> Outcome<Verdict> {
-    let mut store = crate::open(dir)?;
+    let store = crate::open(dir)?;
     let unfinished = store.site().report().unfinished;
     let mut verdict = blocks(&store)?;
     verdict.unfinished = unfinished;
     verdict.shows_leaks = leaks;
     let system = store.site().verify_system()?;
     verdict.walked("(system)", &system, leaks);
-    for names in store.names().chunks(crate::AT_A_TIME) {
-        for name in names {
-            match store.site().existing(name) {
+    for name in &store.names() {
+        match store.site().existing(name) {
+            Ok(opened) => {
                 // Touching a damaged page would end the process.
-                Ok(opened) => match opened.check_all() {
+                match opened.check_all() {
                     Ok(()) => {
                         let report = store.site().verify_container(&opened)?;
                         verdict.walked(name, &report, leaks);
@@ -86,15 +86,15 @@ pub(crate) fn run(dir: &Path, leaks: bool) -> Outcome<Verdict> {
                         verdict.is_well = false;
                         verdict.not_walked(name, damaged.to_string());
                     }
-                },
-                Err(error) => {
-                    verdict.is_well = false;
-                    verdict.not_walked(name, error.to_string());
                 }
+                // A branch of it is at the same addresses.
+                store.site().close(opened);
+            }
+            Err(error) => {
+                verdict.is_well = false;
+                verdict.not_walked(name, error.to_string());
             }
         }
-        drop(store);
-        store = crate::open(dir)?;
     }
     Ok(verdict)
 }

@@ -127,3 +127,27 @@ fn the_demo_in_json() {
     common::keys_are_documented("demo", &json);
     assert_eq!((ran.code, json["kills"].as_u64()), (0, Some(3)), "{json}");
 }
+
+#[test]
+fn a_branch_is_looked_at_though_it_has_its_origins_addresses() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    bank(&dir, 100);
+    let dir = dir.to_str().unwrap();
+    assert_eq!(run(&["snapshot", "take", dir, "monday"], &[]).code, 0);
+    assert_eq!(run(&["snapshot", "branch", dir, "monday", "bank", "old bank"], &[]).code, 0);
+    for command in ["ls", "stat", "verify"] {
+        let ran = run(&[command, dir], &["--json"]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        common::keys_are_documented(command, &ran.json());
+    }
+    let ls = run(&["ls", dir], &["--json"]).json();
+    assert_eq!(ls["containers"].as_array().unwrap().len(), 2);
+    assert_eq!(ls["containers"][0]["root"], ls["containers"][1]["root"]);
+    assert_eq!(ls["snapshots"], serde_json::json!(["monday"]));
+    let verify = run(&["verify", dir], &["--json"]).json();
+    for container in verify["containers"].as_array().unwrap() {
+        assert!(container["not_followed"].is_null(), "{verify}");
+    }
+}

@@ -175,6 +175,14 @@ impl Site {
         self.opened(name, None)
     }
 
+    /// Gives up a container of a store that is open for reading, so that a branch of it may have its addresses.
+    /// Without effect where it may hold changes.
+    pub fn close(&self, container: Arc<Opened>) {
+        if self.is_read_only() {
+            self.shared.opened().remove(&container.id());
+        }
+    }
+
     /// Names of all containers, in order.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
