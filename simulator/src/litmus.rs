@@ -86,6 +86,7 @@ pub fn run(
         slow_us: 0,
         retire_us: 20,
         think_us: 300,
+        disk_us: 0,
     };
     let around = Surroundings { pages: pages.clone(), locks: Vec::new() };
     let config = Config::new(vec![cluster_config]);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use simulator::cluster::RoundsSeen;
 use simulator::{counts, growth, protocol, store};
 
 #[derive(Parser)]
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
 fn run_protocol(seeds: u64, seed: Option<u64>) -> ExitCode {
     let seeds = seed.map_or(0..seeds, |seed| seed..seed + 1);
     let (mut count, mut steps, mut messages, mut crashes) = (0u64, 0u64, 0u64, 0u64);
+    let mut rounds = RoundsSeen::default();
     for seed in seeds {
         match protocol::run(seed) {
             Ok(report) => {
@@ -76,6 +78,7 @@ fn run_protocol(seeds: u64, seed: Option<u64>) -> ExitCode {
                 steps += report.steps;
                 messages += report.messages;
                 crashes += u64::from(report.crashes);
+                rounds += report.rounds;
             }
             Err(what) => {
                 eprintln!("seed {seed}: {what}");
@@ -85,5 +88,6 @@ fn run_protocol(seeds: u64, seed: Option<u64>) -> ExitCode {
         }
     }
     println!("{count} seeds, {steps} steps, {messages} messages, {crashes} crashes: nothing wrong");
+    println!("{rounds}");
     ExitCode::SUCCESS
 }

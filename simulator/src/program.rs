@@ -1,4 +1,4 @@
-//! What the programs of a simulated cluster do: eight workloads, and scripts for litmus tests.
+//! What the programs of a simulated cluster do: nine workloads, and scripts for litmus tests.
 //! Nothing here knows where a page is. Read [`Workload`] first.
 
 use stead_coherence::PageKey;
@@ -28,6 +28,26 @@ pub enum Op {
     Lock(PageKey, Option<PageKey>),
     /// Gives it back.
     Unlock(PageKey),
+    /// Begins a mutating section; waits while the gate is closed.
+    Enter,
+    /// Ends it.
+    Leave,
+    /// Asks for a stabilisation, unless one that was asked for here has not ended.
+    Stabilise,
+    /// Wants it no longer.
+    GiveUp,
+}
+
+impl Op {
+    /// What it may have to wait for.
+    #[must_use]
+    pub fn page(&self) -> Option<PageKey> {
+        match self {
+            Op::Load(place) | Op::Store(place) | Op::StoreValue(place, _) => Some(place.page),
+            Op::Lock(lock, _) | Op::Unlock(lock) => Some(*lock),
+            Op::Enter | Op::Leave | Op::Stabilise | Op::GiveUp => None,
+        }
+    }
 }
 
 /// The kinds of sharing that protocols are known to differ in.
@@ -49,11 +69,14 @@ pub enum Workload {
     LockHeavy,
     /// Pages in order, asked for in runs.
     Streaming,
+    /// Everything persists: sections that change several pages, some under a lock, readers, and
+    /// stabilisations in between.
+    Sections,
 }
 
 impl Workload {
     /// All of them.
-    pub const ALL: [Workload; 8] = [
+    pub const ALL: [Workload; 9] = [
         Workload::Uniform,
         Workload::HotPage,
         Workload::ProducerConsumer,
@@ -62,6 +85,7 @@ impl Workload {
         Workload::ReadMostly,
         Workload::LockHeavy,
         Workload::Streaming,
+        Workload::Sections,
     ];
 
     /// Whether faults ask for runs of pages.
@@ -173,6 +197,38 @@ fn draw(
         Workload::Streaming => {
             let place = Place { page: pages[count % pages.len()], word: thread % WORDS };
             ops.push(one(place, thread == 0));
+        }
+        Workload::Sections => draw_section(around, rng, ops),
+    }
+}
+
+fn draw_section(around: &Surroundings, rng: &mut fastrand::Rng, ops: &mut Vec<Op>) {
+    let pages = &around.pages;
+    let any = |rng: &mut fastrand::Rng| Place {
+        page: pages[rng.usize(..pages.len())],
+        word: rng.usize(..WORDS),
+    };
+    match rng.u8(..10) {
+        // A reading section; it is not gated.
+        0..3 => ops.extend([Op::Load(any(rng)), Op::Load(any(rng))]),
+        kind => {
+            let first = any(rng);
+            let lock = (kind < 6).then(|| around.locks[rng.usize(..around.locks.len())]);
+            ops.push(Op::Enter);
+            ops.extend(lock.map(|lock| Op::Lock(lock, Some(first.page))));
+            ops.extend([Op::Load(first), Op::Store(first)]);
+            for _ in 0..rng.u8(..3) {
+                let place = any(rng);
+                ops.push(if rng.u8(..3) == 0 { Op::Load(place) } else { Op::Store(place) });
+            }
+            ops.extend(lock.map(Op::Unlock));
+            ops.push(Op::Leave);
+        }
+    }
+    if rng.u8(..6) == 0 {
+        ops.push(Op::Stabilise);
+        if rng.u8(..8) == 0 {
+            ops.push(Op::GiveUp);
         }
     }
 }

@@ -4,7 +4,7 @@
 use stead_coherence::{ClusterConfig, ClusterId, Config, Manager, PageKey, Policy, SiteId};
 
 use crate::check::{self, Checker};
-use crate::cluster::{Cluster, Weather};
+use crate::cluster::{Cluster, DOMAIN, Done, RoundsSeen, Weather};
 use crate::program::{Program, Surroundings, Workload};
 
 /// What a seed drew, and what it cost.
@@ -18,6 +18,8 @@ pub struct Report {
     pub crashes: u32,
     /// Messages sent.
     pub messages: u64,
+    /// What rounds of stabilisation came to.
+    pub rounds: RoundsSeen,
 }
 
 /// What is drawn from a seed, before anything is simulated.
@@ -64,11 +66,13 @@ impl Plan {
             slow_us: rng.u64(..5_000),
             retire_us: rng.u64(..100),
             think_us: rng.u64(1..500),
+            disk_us: rng.u64(..3_000),
         };
         Plan {
             seed,
-            workload: Workload::ALL[(seed % 8) as usize],
-            manager: managers[(seed / 8 % 3) as usize],
+            // One seed in three has rounds.
+            workload: Workload::ALL[(seed % 12).min(8) as usize],
+            manager: managers[(seed / 12 % 3) as usize],
             policy: if rng.u8(..4) == 0 { Policy::SingleCopy } else { Policy::Invalidate },
             sites,
             threads: rng.usize(1..=3),
@@ -87,9 +91,15 @@ impl Plan {
             id: ClusterId(id),
             manager: self.manager,
             policy,
-            domain: None,
+            domain: (self.has_rounds() && policy != Policy::Lock).then_some(DOMAIN),
         };
         Config::new(vec![cluster(1, self.policy), cluster(2, Policy::Lock)])
+    }
+
+    /// Whether its pages persist.
+    #[must_use]
+    pub fn has_rounds(&self) -> bool {
+        self.workload == Workload::Sections
     }
 
     fn cluster(&self, config: Config) -> Cluster {
@@ -130,50 +140,105 @@ pub fn run(seed: u64) -> Result<Report, String> {
 /// # Errors
 /// What a checker found, with the plan and the step.
 pub fn run_plan(plan: &Plan, config: Config) -> Result<Report, String> {
-    let mut cluster = plan.cluster(config);
-    let mut checkers = check::all();
-    let (mut steps, mut crashes, mut cuts) = (0u64, 0, 0);
-    let steps_max = 400_000;
-    let fail = |what: String, steps: u64, now: u64| {
-        Err(format!("{what}\n  at step {steps}, {now} us, of {plan:?}"))
-    };
-    while !(cluster.is_over() && cluster.is_quiet()) {
-        steps += 1;
-        if steps + 30 == steps_max {
-            cluster.log = Some(Vec::new());
-        }
-        if steps > steps_max {
-            let last = cluster.log.take().unwrap_or_default();
-            let last: Vec<String> = last.iter().map(|entry| format!("\n  {entry:?}")).collect();
-            let what = format!("it does not come to rest; the last messages:{}", last.concat());
-            return fail(what, steps, cluster.now);
-        }
-        let Some(done) = cluster.step() else {
-            return fail("nothing happens any more".into(), steps, cluster.now);
-        };
-        for checker in &mut checkers {
-            if let Err(what) = checker.after_step(&cluster, &done) {
-                return fail(what, steps, cluster.now);
-            }
-        }
-        if crashes < plan.crashes && cluster.rng().u32(..400) == 0 {
-            crashes += u32::from(crash_one(&mut cluster, &mut checkers));
-        }
-        if cuts < plan.cuts && cluster.rng().u32(..400) == 0 {
-            cuts += 1;
-            let site = cluster.rng().usize(..plan.sites as usize);
-            let for_us = cluster.rng().u64(1_000..300_000);
-            cluster.cut_off(site, for_us);
-        }
-    }
-    for checker in &mut checkers {
-        if let Err(what) = checker.at_rest(&cluster) {
-            return fail(what, steps, cluster.now);
-        }
-    }
+    let cluster = plan.cluster(config);
+    let mut run = Run { cluster, checkers: check::all(), steps: 0 };
+    let done = run.all(plan);
+    let Run { cluster, steps, .. } = run;
+    let crashes =
+        done.map_err(|what| format!("{what}\n  at step {steps}, {} us, of {plan:?}", cluster.now))?;
     let what = format!("{:?}, {:?}, {:?}", plan.workload, plan.manager, plan.policy);
     let messages = cluster.traffic.waited_for + cluster.traffic.after;
-    Ok(Report { what, steps, crashes, messages })
+    Ok(Report { what, steps, crashes, messages, rounds: cluster.rounds_seen })
+}
+
+const STEPS_MAX: u64 = 400_000;
+/// Stabilisations that a site may ask for at the end until one is stable. Messages are lost then too.
+const TRIES_MAX: u32 = 100;
+
+struct Run {
+    cluster: Cluster,
+    checkers: Vec<Box<dyn Checker>>,
+    steps: u64,
+}
+
+impl Run {
+    /// To the end of all programs, and to rest; how many machines died.
+    fn all(&mut self, plan: &Plan) -> Result<u32, String> {
+        let (mut crashes, mut cuts) = (0, 0);
+        while !(self.cluster.is_over() && self.cluster.is_quiet()) {
+            self.step()?;
+            // Deaths are wanted most where a round is on.
+            let round = plan.has_rounds() && self.cluster.round_is_on();
+            let one_in = if round { 100 } else { 400 };
+            if crashes < plan.crashes && self.cluster.rng().u32(..one_in) == 0 {
+                crashes += u32::from(crash_one(&mut self.cluster, &mut self.checkers));
+            }
+            if cuts < plan.cuts && self.cluster.rng().u32(..400) == 0 {
+                cuts += 1;
+                let site = self.cluster.rng().usize(..plan.sites as usize);
+                let for_us = self.cluster.rng().u64(1_000..300_000);
+                self.cluster.cut_off(site, for_us);
+            }
+        }
+        if plan.has_rounds() {
+            for site in 0..self.cluster.nodes.len() {
+                self.stabilise(site)?;
+            }
+            // A machine may have come back meanwhile.
+            while !(self.cluster.is_over() && self.cluster.is_quiet()) {
+                self.step()?;
+            }
+        }
+        for checker in &mut self.checkers {
+            checker.at_rest(&self.cluster)?;
+        }
+        Ok(crashes)
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        self.steps += 1;
+        if self.steps + 30 == STEPS_MAX {
+            self.cluster.log = Some(Vec::new());
+        }
+        if self.steps > STEPS_MAX {
+            let last = self.cluster.log.take().unwrap_or_default();
+            let last: Vec<String> = last.iter().map(|entry| format!("\n  {entry:?}")).collect();
+            return Err(format!("it does not come to rest; the last messages:{}", last.concat()));
+        }
+        let done = self.cluster.step().ok_or("nothing happens any more")?;
+        self.check(&done)
+    }
+
+    fn check(&mut self, done: &Done) -> Result<(), String> {
+        self.checkers.iter_mut().try_for_each(|checker| checker.after_step(&self.cluster, done))
+    }
+
+    /// I19: when nothing else happens, a stabilisation that is asked for again and again succeeds.
+    fn stabilise(&mut self, site: usize) -> Result<(), String> {
+        for _ in 0..TRIES_MAX {
+            if self.cluster.nodes[site].site.is_none() {
+                return Ok(());
+            }
+            while self.cluster.nodes[site].stabilising {
+                self.step()?;
+            }
+            let done = self.cluster.stabilise(site);
+            self.check(&done)?;
+            let mut ended = done.rounds.ended;
+            while self.cluster.nodes[site].stabilising && ended.is_none() {
+                self.steps += 1;
+                let done = self.cluster.step().ok_or("nothing happens any more")?;
+                self.check(&done)?;
+                if done.site == site {
+                    ended = done.rounds.ended;
+                }
+            }
+            if ended == Some(true) {
+                return Ok(());
+            }
+        }
+        Err(format!("site {site} cannot stabilise"))
+    }
 }
 
 /// Kills a machine unless fewer than two would be left.

@@ -1,6 +1,7 @@
-//! Hundreds of seeds, the litmus tests, the table of message counts, and mistakes that only a
-//! simulation finds. Thousands of seeds: `cargo run --release -p simulator -- protocol --seeds 10000`.
+//! Thousands of seeds, a third of them with rounds, the litmus tests, the table of message counts, and mistakes that only a
+//! simulation finds. More seeds: `cargo run --release -p simulator -- protocol --seeds 10000`.
 
+use simulator::cluster::RoundsSeen;
 use simulator::protocol::Plan;
 use simulator::{counts, growth, litmus, protocol};
 use stead_coherence::planted::Bug;
@@ -11,17 +12,23 @@ const MANAGERS: [Manager; 3] = [Manager::Central(SiteId::new(0)), Manager::Fixed
 #[test]
 fn seeds() {
     let (mut steps, mut crashes) = (0, 0);
+    let mut rounds = RoundsSeen::default();
     for seed in 0..2_400 {
         match protocol::run(seed) {
             Ok(report) => {
                 steps += report.steps;
                 crashes += report.crashes;
+                rounds += report.rounds;
             }
             Err(what) => panic!("seed {seed}: {what}"),
         }
     }
-    println!("2400 seeds, {steps} steps, {crashes} crashes");
+    println!("2400 seeds, {steps} steps, {crashes} crashes\n{rounds}");
     assert!(crashes > 800, "the seeds hardly kill anyone: {crashes}");
+    // Seeds in which a kind of thing does not happen prove nothing of it.
+    let RoundsSeen { committed, of_many, aborted, orphaned, went_back, met } = rounds;
+    let seen = [committed, of_many, aborted, orphaned, went_back, met];
+    assert!(seen.iter().all(|count| *count >= 50), "{rounds}");
 }
 
 #[test]
@@ -74,9 +81,12 @@ fn groups_cost_the_same_among_many() {
     }
 }
 
-fn finds(bug: Bug, seeds: std::ops::Range<u64>) -> Option<(u64, String)> {
-    seeds.into_iter().find_map(|seed| {
-        let plan = Plan::draw(seed);
+/// Seeds that are tried until a mistake shows.
+const SEEDS_MAX: u64 = 3_000;
+
+fn finds(bug: Bug, wanted: fn(&Plan) -> bool) -> Option<(u64, String)> {
+    (0..SEEDS_MAX).map(Plan::draw).filter(wanted).find_map(|plan| {
+        let seed = plan.seed;
         let mut config = plan.config();
         config.planted = Some(bug);
         protocol::run_plan(&plan, config).err().map(|what| (seed, what))
@@ -84,8 +94,16 @@ fn finds(bug: Bug, seeds: std::ops::Range<u64>) -> Option<(u64, String)> {
 }
 
 fn expect_found(bug: Bug) {
-    let (seed, what) = finds(bug, 0..2_400).unwrap_or_else(|| panic!("{bug:?} was not found"));
+    let (seed, what) = finds(bug, |_| true).unwrap_or_else(|| panic!("{bug:?} was not found"));
     println!("planted {bug:?}: found with seed {seed}: {what}");
+}
+
+/// In a seed with rounds, and by the checker that is to find it.
+fn expect_found_in_rounds(bug: Bug, word: &str) {
+    let (seed, what) =
+        finds(bug, Plan::has_rounds).unwrap_or_else(|| panic!("{bug:?} was not found"));
+    println!("planted {bug:?}: found with seed {seed}: {what}");
+    assert!(what.contains(word), "{what}");
 }
 
 #[test]
@@ -116,4 +134,57 @@ fn planted_drop_frame() {
 #[test]
 fn planted_no_fence() {
     expect_found(Bug::NoFence);
+}
+
+// R1, R2, R3, the gate and the history before Close, in whole clusters.
+
+#[test]
+fn planted_forget_gave() {
+    expect_found_in_rounds(Bug::ForgetGave, "stable");
+}
+
+#[test]
+fn planted_forget_took() {
+    expect_found_in_rounds(Bug::ForgetTook, "stable");
+}
+
+#[test]
+fn planted_give_uncaptured() {
+    expect_found_in_rounds(Bug::GiveUncaptured, "rest");
+}
+
+#[test]
+fn planted_no_drain() {
+    expect_found_in_rounds(Bug::NoDrain, "open");
+}
+
+#[test]
+fn planted_forget_history() {
+    expect_found_in_rounds(Bug::ForgetHistory, "stable");
+}
+
+// Going back.
+
+/// I14.
+#[test]
+fn planted_same_version() {
+    expect_found_in_rounds(Bug::SameVersion, "was");
+}
+
+/// I18: a site that went back, and one that has not heard of it.
+#[test]
+fn planted_forget_void() {
+    expect_found_in_rounds(Bug::ForgetVoid, "stable");
+}
+
+/// I18: copies of what went back.
+#[test]
+fn planted_keep_void_copies() {
+    expect_found_in_rounds(Bug::KeepVoidCopies, "stable");
+}
+
+/// I19: what begins while going back has to wait is not lost without a word.
+#[test]
+fn planted_open_while_doomed() {
+    expect_found_in_rounds(Bug::OpenWhileDoomed, "section");
 }

@@ -55,7 +55,8 @@ pub enum Event {
         /// The round.
         round: RoundId,
     },
-    /// Take a stabilisation of the domain; [`Effect::RoundEnded`] says how it went.
+    /// Take a stabilisation of the domain; [`Effect::RoundEnded`] says how it went. One at a time: a
+    /// second one before that is the same.
     Stabilise {
         /// The domain.
         domain: DomainId,
@@ -154,7 +155,8 @@ pub enum Effect {
         lock: PageKey,
     },
     /// Set the page's contents aside for the round: a copy in memory or in the store's log. Then
-    /// [`Event::Captured`]. Asked again if a program waits for it.
+    /// [`Event::Captured`]. Asked again, with the same version, if a program waits for it: that is no
+    /// second capture, which could find newer contents.
     Capture {
         /// The page.
         page: PageKey,
@@ -216,16 +218,36 @@ pub enum Effect {
         view: u32,
     },
     /// The page was with a site that died; it is again what it was in the last stable state. Said by
-    /// its home.
+    /// its home, before anyone may load it (I21).
     Lost {
         /// The page.
         page: PageKey,
         /// The site that died, if it is known.
         with: Option<SiteId>,
     },
+    /// A site died that was home to pages in this view. It may have had some of them alone, and nobody
+    /// else know; and what it said itself by [`Effect::Lost`] is gone with it. So each page whose home
+    /// it was ([`Site::home_in`](crate::Site::home_in)), unless this site had it all the time, may be
+    /// again what it was in the last stable state (I21). Said at every site that was in the view,
+    /// before [`Effect::Rebuilt`].
+    LostHome {
+        /// The site that died.
+        site: SiteId,
+        /// The last view in which it was a member.
+        view: Arc<View>,
+    },
     /// This site's association has to go back, because it shared modified pages with a site that
-    /// died or went back. Undo the open sections, then [`Event::GoBack`].
+    /// died or went back. Let no mutating section begin or go on, undo the open ones, then
+    /// [`Event::GoBack`].
     Doomed {
+        /// The domain.
+        domain: DomainId,
+        /// The site whose death began it.
+        because: SiteId,
+    },
+    /// The site has gone back, at once after [`Event::GoBack`] or when the round was over that it was
+    /// in: what was done here and is not stable is gone, and programs may be told.
+    WentBack {
         /// The domain.
         domain: DomainId,
         /// The site whose death began it.

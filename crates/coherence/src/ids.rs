@@ -177,6 +177,9 @@ pub struct RoundId {
     pub sequence: u32,
     /// The site that coordinates it.
     pub coordinator: SiteId,
+    /// Number of the view in which the coordinator joined: one that died and came back counts anew, and
+    /// nobody is to take its rounds for those of its earlier life.
+    pub since: u32,
 }
 
 /// What programs at a site may do with a page.

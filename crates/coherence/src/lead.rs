@@ -2,6 +2,8 @@
 //! decided. Members' own state is in `round`; the coordinator is a member like the others and speaks
 //! to itself in messages. Read [`Lead`] first.
 
+use alloc::vec::Vec;
+
 use crate::effect::{Effect, Outcome};
 use crate::ids::{DomainId, Micros, RoundId, SiteId};
 use crate::message::{Message, RoundWord};
@@ -32,11 +34,16 @@ enum Stage {
     Telling,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Seat {
     ask: u8,
     taken_at: Option<u32>,
     state: SeatState,
+    /// As it said with Quiet.
+    took: Vec<(SiteId, u32)>,
+    settled: u32,
+    void: Vec<u32>,
+    dropped: Vec<(SiteId, u32)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -56,6 +63,20 @@ impl Lead {
         if self.stage == Stage::Gathering { self.due.min(self.deadline) } else { self.due }
     }
 
+    /// Whether a site went back and a member that has to do the same has not heard of it yet, so that
+    /// the cut would have sections by half (I18): one took what is void, or one stored to a page with
+    /// which another went back.
+    fn has_parted(&self) -> bool {
+        let quiet = || self.seats.iter().filter(|(_, seat)| seat.state == SeatState::Quiet);
+        let void = |(site, colour): &(SiteId, u32)| {
+            self.seats.get(*site).is_some_and(|giver| giver.void.contains(colour))
+        };
+        let unsettled = |(site, colour): &(SiteId, u32)| {
+            quiet().any(|(giver, seat)| giver == *site && seat.settled <= *colour)
+        };
+        quiet().any(|(_, seat)| seat.took.iter().any(void) || seat.dropped.iter().any(unsettled))
+    }
+
     fn members(&self) -> impl Iterator<Item = SiteId> {
         self.seats.iter().filter(|(_, seat)| seat.state != SeatState::Observer).map(|(s, _)| s)
     }
@@ -70,14 +91,15 @@ impl Site {
     /// Begins a round if one is wished for and nothing stands in its way.
     pub(crate) fn start_wished(&mut self, id: DomainId, turn: &mut Turn) {
         let (me, ready) = (self.me, self.rebuild.is_over());
+        let since = self.view.find(me).map_or(0, |member| member.since);
         let (now, retry_us, gate_us) = (turn.now, self.config.retry_us, self.config.gate_us);
         let domain = self.domains.entry(id);
         let free = domain.phase == Phase::Open && domain.lead.is_none() && domain.follows.is_none();
-        if !domain.wished || !free || !ready {
+        if !domain.wished || !free || !ready || domain.must_go_back() {
             return;
         }
         domain.sequence += 1;
-        let round = RoundId { sequence: domain.sequence, coordinator: me };
+        let round = RoundId { sequence: domain.sequence, coordinator: me, since };
         let mut seats = SortedMap::default();
         seats.insert(me, Seat { ask: 1, ..Seat::default() });
         domain.lead = Some(Lead {
@@ -88,6 +110,11 @@ impl Site {
             due: now + retry_us,
         });
         self.tell(id, me, round, RoundWord::Close { ask: 1, taken_at: None }, turn);
+    }
+
+    /// Whether the round is or was led by this site in its present life.
+    fn coordinates(&self, round: RoundId) -> bool {
+        round.coordinator == self.me && self.is_led(round)
     }
 
     fn tell(
@@ -109,6 +136,10 @@ impl Site {
         word: RoundWord,
         turn: &mut Turn,
     ) {
+        if !self.coordinates(round) {
+            // Led here in an earlier life, and perhaps stable: the authority knows.
+            return;
+        }
         let domain = self.domains.entry(id);
         let stage = domain.lead.as_ref().filter(|l| l.round == round).map(|l| l.stage);
         match (word, stage) {
@@ -117,15 +148,23 @@ impl Site {
                 // Not led here any more, and not stable, or it would be led until all are told.
                 self.tell(id, from, round, RoundWord::Abort, turn);
             }
-            (RoundWord::Quiet { ask, observer, gave, took }, Some(Stage::Gathering)) => {
+            (
+                RoundWord::Quiet { ask, observer, gave, took, settled, void, dropped },
+                Some(Stage::Gathering),
+            ) => {
                 let Some(lead) = domain.lead.as_mut() else { return };
                 let Some(seat) = lead.seats.get_mut(from).filter(|s| s.ask == ask) else { return };
                 seat.state = if observer { SeatState::Observer } else { SeatState::Quiet };
+                seat.took = took.clone();
+                seat.settled = settled;
+                seat.void = void;
+                seat.dropped = dropped;
                 for site in gave.iter() {
                     self.ask_site(id, site, None, turn);
                 }
-                for (site, colour) in took {
-                    self.ask_site(id, site, Some(colour), turn);
+                for of_site in took.chunk_by(|a, b| a.0 == b.0) {
+                    let latest = of_site.iter().map(|(_, colour)| *colour).max();
+                    self.ask_site(id, of_site[0].0, latest, turn);
                 }
                 self.decide_if_quiet(id, turn);
             }
@@ -218,6 +257,11 @@ impl Site {
             return;
         }
         let round = lead.round;
+        if lead.has_parted() && !planted!(self, ForgetVoid) {
+            self.abort_round(id, true, turn);
+            return;
+        }
+        let Some(lead) = self.domains.entry(id).lead.as_mut() else { return };
         let members: SiteSet = lead.members().collect();
         lead.stage = Stage::Cutting;
         lead.due = due;
@@ -322,7 +366,11 @@ impl Site {
                 }
             }
             Stage::Committing => {}
-            Stage::Telling => lead.seats.retain(|site, _| !gone.contains(site)),
+            Stage::Telling => {
+                lead.seats.retain(|site, _| !gone.contains(site));
+                // The dead may have been the last to be told.
+                self.end_if_told(id, turn);
+            }
         }
     }
 }

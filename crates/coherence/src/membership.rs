@@ -23,6 +23,10 @@ pub(crate) struct Rebuild {
     due: Micros,
     /// Sites that left since homes were last whole.
     gone: SiteSet,
+    /// The last view in which homes were whole as far as this site knows; its hints are of that view.
+    whole: Option<Arc<View>>,
+    /// Views in which homes may have been whole, each with the members that have left since.
+    past: Vec<(Arc<View>, SiteSet)>,
     /// What each home has still to hear from here.
     unheard: SortedMap<SiteId, Vec<Held>>,
     /// What this site was told as a home.
@@ -41,6 +45,8 @@ impl Rebuild {
             begun: !needed,
             due: 0,
             gone: SiteSet::new(),
+            whole: None,
+            past: Vec::new(),
             unheard: SortedMap::default(),
             told: Vec::new(),
             told_by: SiteSet::new(),
@@ -51,6 +57,11 @@ impl Rebuild {
 
     pub(crate) fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// Sites that left since homes were last whole.
+    pub(crate) fn gone(&self) -> &SiteSet {
+        &self.gone
     }
 
     pub(crate) fn next_tick(&self) -> Option<Micros> {
@@ -71,19 +82,28 @@ impl Site {
             .filter(|m| view.find(m.site) != Some(**m))
             .map(|m| m.site)
             .collect();
+        let mut past = core::mem::take(&mut self.rebuild.past);
+        for (earlier, lacking) in &mut past {
+            lacking.extend(&gone.iter().filter(|s| earlier.contains(*s)).collect());
+        }
+        past.push((self.view.clone(), gone.clone()));
         gone.extend(&self.rebuild.gone);
+        let whole = match self.rebuild.over {
+            true => Some(self.view.clone()),
+            false => self.rebuild.whole.take(),
+        };
+        let told = core::mem::take(&mut self.rebuild.told);
         self.view = view;
-        self.rebuild = Rebuild { over: false, begun: true, ..Rebuild::new(true) };
+        self.rebuild = Rebuild { over: false, begun: true, whole, past, ..Rebuild::new(true) };
         self.forget_gone(&gone);
         self.rounds_in_new_view(&gone, turn);
-        let reports = self.reports(&gone);
+        let reports = self.reports(&gone, told);
         self.rebuild.gone = gone;
         self.rebuild.unheard = reports;
         self.rebuild_say(turn);
     }
 
-    /// Takes the dead out of everything that waits for them, and forgets hints: each leads through
-    /// its home once more, as the home may have moved.
+    /// Takes the dead out of everything that waits for them.
     fn forget_gone(&mut self, gone: &SiteSet) {
         for key in self.pages().collect::<Vec<_>>() {
             let mut page = self.table.get(key);
@@ -116,7 +136,13 @@ impl Site {
         });
     }
 
-    fn reports(&mut self, gone: &SiteSet) -> SortedMap<SiteId, Vec<Held>> {
+    /// What this site has to say to each home; `told` is what it was told itself as a home of the view
+    /// before, if that one's homes were not whole yet.
+    fn reports(
+        &mut self,
+        gone: &SiteSet,
+        told: Vec<(SiteId, Held)>,
+    ) -> SortedMap<SiteId, Vec<Held>> {
         let mut held = Vec::new();
         let (busy, config) = (&self.busy, &self.config);
         let mut dropped = Vec::new();
@@ -126,7 +152,7 @@ impl Site {
                 let unused = busy.get(key).is_none() && self.table.readers(key, &page).is_empty();
                 if page.stored && unused && !lock {
                     // Nobody has it: the new home starts from the store, as this site did.
-                    dropped.push(key);
+                    dropped.push((key, page.version));
                 } else {
                     held.push(Held { page: key, version: page.version, role: Role::Owner });
                 }
@@ -142,14 +168,47 @@ impl Site {
                 // Also if nobody has died: the home may never have read the report of a death, if
                 // this view came before that one's homes were whole (I16).
                 held.push(Held { page: key, version: page.version, role: Role::Reader });
-            } else if !page.own && gone.contains(page.owner) {
+            } else if !page.own && (gone.contains(page.owner) || self.was_home_of(key, &page)) {
+                // The home also where the owner lives: it may have been named before it took the
+                // page, and the giver be dead (I21).
                 let role = Role::Missing(page.owner);
                 held.push(Held { page: key, version: page.version, role });
             }
         }
-        for key in dropped {
-            self.table.set(key, &Page::default());
+        for (key, version) in dropped {
+            // The version stays here too (I13).
+            self.table.set(key, &Page { version, ..Page::default() });
         }
+        if planted!(self, ForgetMissing) {
+            self.forget_hints();
+        } else {
+            // Whoever told this may know it no longer (I21).
+            held.extend(told.into_iter().filter_map(|(site, held)| match held.role {
+                Role::Owner | Role::Giving(_) | Role::Stranded(_) => {
+                    Some(Held { role: Role::Missing(site), ..held })
+                }
+                Role::Missing(_) => Some(held),
+                Role::Reader => None,
+            }));
+        }
+        let mut reports: SortedMap<SiteId, Vec<Held>> = SortedMap::default();
+        for held in held {
+            if let Some(home) = self.home(held.page) {
+                reports.entry(home).push(held);
+            }
+        }
+        reports
+    }
+
+    /// Whether this site was the page's home when homes were last whole, and knew an owner.
+    fn was_home_of(&self, key: PageKey, page: &Page) -> bool {
+        let home = self.rebuild.whole.as_ref().and_then(|view| self.home_in(view, key));
+        page.owner != SiteId::NONE && home == Some(self.me)
+    }
+
+    /// Each leads through its home once more, as the home may have moved. Not before homes are whole:
+    /// if the next view comes first, what the home was told is gone with it, and is told anew (I21).
+    fn forget_hints(&mut self) {
         let me = self.me;
         self.table.for_each(|_, page| {
             if !page.own {
@@ -161,13 +220,6 @@ impl Site {
                 page.owner = SiteId::NONE;
             }
         });
-        let mut reports: SortedMap<SiteId, Vec<Held>> = SortedMap::default();
-        for held in held {
-            if let Some(home) = self.home(held.page) {
-                reports.entry(home).push(held);
-            }
-        }
-        reports
     }
 
     fn rebuild_say(&mut self, turn: &mut Turn) {
@@ -220,13 +272,24 @@ impl Site {
             return;
         }
         self.rebuild.over = true;
+        self.rebuild.whole = None;
         let mut told = core::mem::take(&mut self.rebuild.told);
         self.rebuild.told_by = SiteSet::new();
         self.rebuild.ready = SiteSet::new();
         let gone = core::mem::take(&mut self.rebuild.gone);
+        self.forget_hints();
         told.sort_unstable_by_key(|(site, held)| (held.page, *site, held.role));
         for of_page in told.chunk_by(|a, b| a.1.page == b.1.page) {
-            self.restore_home(of_page, turn);
+            self.restore_home(of_page, &gone, turn);
+        }
+        for (view, gone) in core::mem::take(&mut self.rebuild.past) {
+            if planted!(self, HomeUnnamed) {
+                break;
+            }
+            // I21: what a home owned itself, nobody else may know of.
+            for site in gone.iter() {
+                turn.out.push(Effect::LostHome { site, view: view.clone() });
+            }
         }
         turn.out.push(Effect::Rebuilt { view: self.view.number() });
         self.doom_partners_of(&gone, turn);
@@ -255,7 +318,7 @@ impl Site {
 
     /// What the home makes of all that was reported of one page: the highest version wins; what only
     /// a dead site had is again what it was in the stable state (C10).
-    fn restore_home(&mut self, told: &[(SiteId, Held)], turn: &mut Turn) {
+    fn restore_home(&mut self, told: &[(SiteId, Held)], gone: &SiteSet, turn: &mut Turn) {
         let key = told[0].1.page;
         let fresh = Version::first_of(self.view.number());
         let rank = |role: Role| match role {
@@ -279,7 +342,7 @@ impl Site {
         let best = best.filter(|(version, _, _, role)| {
             !matches!(role, Role::Giving(_)) || missing.is_none_or(|(seen, _)| seen <= *version)
         });
-        let missing = missing.map(|(_, site)| site);
+        let missing = missing.map(|(_, site)| site).filter(|site| gone.contains(*site));
         // I16: a copy that the owner does not count must go before the owner writes.
         let copies: SiteSet = told
             .iter()
@@ -374,12 +437,14 @@ impl Site {
         let Some(policy) = self.policy(key) else { return };
         let Some(busy) = self.busy.get_mut(key) else { return };
         let asked = |l: &Leaving| l.stranded && l.grant.version == version && !l.capture;
-        if page.own || !busy.leaving.as_ref().is_some_and(asked) {
+        if !busy.leaving.as_ref().is_some_and(asked) {
             // Also if the frame is still to be captured: the question is repeated.
             return;
         }
         let Some(leaving) = busy.leaving.take() else { return };
         match keep {
+            // Here again as its home, with its stable contents.
+            _ if page.own => {}
             None if leaving.frame && page.access == Access::None => {
                 turn.out.push(Effect::Release { page: key });
             }

@@ -230,7 +230,8 @@ pub enum Role {
     Giving(SiteId),
     /// The same, and that site is gone.
     Stranded(SiteId),
-    /// It has nothing, but last knew that this site, which is gone, owned the page.
+    /// It has nothing, but last knew that this site, which is gone or need not have taken it, owned the
+    /// page.
     Missing(SiteId),
     /// It has a copy.
     Reader,
@@ -255,9 +256,16 @@ pub enum RoundWord {
         observer: bool,
         /// Sites that this one gave a modified page since its last cut (R1).
         gave: SiteSet,
-        /// Sites that this one took a modified page from since its last cut, with their colours
-        /// then (R2).
+        /// Sites that this one took a modified page from since its last cut, with each colour that
+        /// they had then (R2).
         took: Vec<(SiteId, u32)>,
+        /// What the sender did at a lower colour is stable, or gone as it went back.
+        settled: u32,
+        /// Colours at which what the sender did is gone. Whoever took of that cannot be in a cut.
+        void: Vec<u32>,
+        /// What these gave the sender at this colour or before is gone, as the sender went back: if it
+        /// is not settled with them, the round cannot be.
+        dropped: Vec<(SiteId, u32)>,
     },
     /// The receiver is asked by two rounds; `other` has it.
     Meets {
@@ -279,7 +287,8 @@ pub enum RoundWord {
     Told,
     /// The round did not happen.
     Abort,
-    /// The sender was waited for too long and lets its sections in again.
+    /// The sender was waited for too long and lets its sections in again; or it has to go back, or has
+    /// gone back since what it is asked for was taken from it.
     Refuse,
 }
 

@@ -379,7 +379,7 @@ impl Site {
     /// Requests that waited for a page which then went elsewhere go after it.
     fn pass_queue_on(&mut self, key: PageKey, turn: &mut Turn) {
         let page = self.load(key);
-        if page.owner == self.me || page.owner == SiteId::NONE {
+        if page.owner == self.me || page.owner == SiteId::NONE || !self.rebuild.is_over() {
             return;
         }
         while let Some(busy) = self.busy.get_mut(key)
@@ -617,7 +617,7 @@ impl Site {
         turn.out.push(Effect::Fill { page: key, source: Source::Message });
         turn.out.push(Effect::Map { page: key, access: Access::Read });
         if copy.modified {
-            self.note_took(key, from, copy.colour);
+            self.note_took(key, from, copy.colour, false);
         }
         let busy = self.busy.entry(key);
         busy.want = None;
@@ -686,6 +686,10 @@ impl Site {
             self.refuse(from, grant, turn);
             return Taken::Refused;
         }
+        if self.leaving_is_due(key) && !planted!(self, ForgetLeavingCapture) {
+            // The grant told of the cut, and the cut wants the frame that was kept here.
+            return Taken::Refused;
+        }
         let mut access = self.load(key).access;
         let has_body = grant.body || grant.stable || policy == Policy::Lock;
         let copy_is_current = access == Access::Read && page.version.next() == grant.version;
@@ -713,7 +717,7 @@ impl Site {
         };
         self.table.set(key, &page);
         if grant.modified {
-            self.note_took(key, from, grant.colour);
+            self.note_took(key, from, grant.colour, true);
         }
         let me = self.me;
         let busy = self.busy.entry(key);

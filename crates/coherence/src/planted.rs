@@ -38,6 +38,22 @@ pub enum Bug {
     SkipInvalidation,
     /// The page is writable before all copies are gone.
     WriteEarly,
+    /// What was known of a dead site's pages is forgotten when a second view comes before homes are
+    /// whole (I21).
+    ForgetMissing,
+    /// It is not said that a dead site was home to pages (I21).
+    HomeUnnamed,
+    /// Sections may begin between the caller's word to go back and the end of the round that it waits
+    /// for (I19).
+    OpenWhileDoomed,
+    /// A site that went back takes part in rounds as if what it had given before were stable (I18).
+    ForgetVoid,
+    /// A site that goes back keeps copies of what was not stable (I18).
+    KeepVoidCopies,
+    /// A page that goes back keeps its version (I14).
+    SameVersion,
+    /// A page that tells of the cut is taken over the frame that the cut is to capture (I19).
+    ForgetLeavingCapture,
     /// The frame is dropped when the page is sent, not when it arrived (I15).
     DropFrame,
 }

@@ -2,6 +2,7 @@
 //! coordinator leads one is in `lead`. Pages meet rounds here in few questions: may this be given,
 //! must it be captured first. Read [`Domain`] and [`Phase`] first.
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use crate::effect::{Effect, Outcome};
@@ -18,6 +19,9 @@ use crate::table::Page;
 pub(crate) struct Domain {
     /// How often it was cut or went back here.
     pub(crate) colour: u32,
+    /// What was done here at a lower colour is stable, or gone as this site went back. A cut alone does
+    /// not settle: its round may come to nothing.
+    settled: u32,
     pub(crate) last_cut: Option<RoundId>,
     /// Highest sequence of a round heard of.
     pub(crate) sequence: u32,
@@ -39,7 +43,7 @@ pub(crate) struct Domain {
     pub(crate) wished: bool,
     /// The round that the wish was handed over to.
     pub(crate) follows: Option<RoundId>,
-    /// Going back has to wait for the round's fate.
+    /// Going back has to wait for the round's fate, and the gate is closed meanwhile.
     go_back: Option<SiteId>,
     /// Told to the caller, who has not answered yet.
     doomed: bool,
@@ -48,6 +52,10 @@ pub(crate) struct Domain {
     telling_because: Option<SiteId>,
     /// Sites that went back: what they gave with a lower colour is void.
     void: SortedMap<SiteId, u32>,
+    /// Colours of this site of which what was done is gone, as it went back.
+    void_here: Vec<u32>,
+    /// What was given here by these at this colour or before is gone, as this site went back.
+    dropped: SortedMap<SiteId, u32>,
 }
 
 /// Where a member is in a round.
@@ -80,27 +88,38 @@ struct Links {
     gave: SiteSet,
     /// Who was given copies of modified pages: observers, told if this site goes back.
     lent: SiteSet,
-    /// With the colour that the giver had.
-    took: SortedMap<SiteId, u32>,
+    /// With each colour that the giver had.
+    took: BTreeSet<(SiteId, u32)>,
+    /// Those that gave pages and not copies, with the highest colour: if this site goes back, what
+    /// they stored there is gone.
+    given: SortedMap<SiteId, u32>,
 }
 
 impl Links {
     /// Whether what this site has depends on that one, or the other way round through a page.
     fn has(&self, site: SiteId) -> bool {
-        self.gave.contains(site) || self.took.get(site).is_some()
+        self.gave.contains(site) || self.took.iter().any(|(from, _)| *from == site)
     }
 
     fn absorb(&mut self, other: Links) {
         self.gave.extend(&other.gave);
         self.lent.extend(&other.lent);
-        for (site, colour) in other.took.iter() {
-            let known = self.took.entry(site);
+        self.took.extend(other.took);
+        for (site, colour) in other.given.iter() {
+            let known = self.given.entry(site);
             *known = (*known).max(*colour);
         }
     }
 
+    fn forget(&mut self, gone: &SiteSet) {
+        self.gave.retain(|s| !gone.contains(s));
+        self.lent.retain(|s| !gone.contains(s));
+        self.took.retain(|(s, _)| !gone.contains(*s));
+        self.given.retain(|s, _| !gone.contains(s));
+    }
+
     fn sites(&self) -> impl Iterator<Item = SiteId> {
-        let took = self.took.iter().map(|(site, _)| site);
+        let took = self.took.iter().map(|(site, _)| *site);
         self.gave.iter().chain(self.lent.iter()).chain(took)
     }
 }
@@ -116,6 +135,11 @@ impl Phase {
 }
 
 impl Domain {
+    /// Its state has lost something with another site, and is no part of any cut.
+    pub(crate) fn must_go_back(&self) -> bool {
+        self.doomed || self.go_back.is_some()
+    }
+
     pub(crate) fn next_tick(&self) -> Option<Micros> {
         let member = match self.phase {
             Phase::Open => (self.follows.is_some() || !self.telling.is_empty()).then_some(self.due),
@@ -186,10 +210,16 @@ impl Site {
         }
     }
 
-    pub(crate) fn note_took(&mut self, key: PageKey, from: SiteId, colour: u32) {
+    /// `page`: it was the page itself that came, and no copy.
+    pub(crate) fn note_took(&mut self, key: PageKey, from: SiteId, colour: u32, page: bool) {
         let Some(id) = self.domain_of(key) else { return };
-        if !planted!(self, ForgetTook) {
-            let known = self.domains.entry(id).now.took.entry(from);
+        let forget = planted!(self, ForgetTook);
+        let links = &mut self.domains.entry(id).now;
+        if !forget {
+            links.took.insert((from, colour));
+        }
+        if page {
+            let known = links.given.entry(from);
             *known = (*known).max(colour);
         }
     }
@@ -273,7 +303,7 @@ impl Site {
                 }
             }
             RoundWord::Stable => {
-                if from == round.coordinator {
+                if from == round.coordinator && self.is_led(round) {
                     self.round_is_stable(id, round, turn);
                     self.say(id, round, RoundWord::Told, turn);
                 }
@@ -286,6 +316,11 @@ impl Site {
             | RoundWord::Told
             | RoundWord::Refuse => self.lead_word(from, round, id, word, turn),
         }
+    }
+
+    /// Whether the round's coordinator lives, and has not died since it began.
+    pub(crate) fn is_led(&self, round: RoundId) -> bool {
+        self.view.find(round.coordinator).is_some_and(|member| member.since == round.since)
     }
 
     /// Says something to a round's coordinator.
@@ -339,8 +374,12 @@ impl Site {
         if forget {
             domain.now = Links::default();
         }
-        // What was taken from here is stable if this site was cut after it.
-        let not_needed = asked.taken_at.is_some_and(|colour| domain.colour > colour);
+        if domain.must_go_back() {
+            self.say(id, asked.round, RoundWord::Refuse, turn);
+            return;
+        }
+        // What was taken from here may have become stable since.
+        let not_needed = asked.taken_at.is_some_and(|colour| domain.settled > colour);
         // Whoever was given a modified page takes part even if it has nothing: the page may be under
         // way, and belongs to the cut of its giver or of this site, not to neither.
         let may_observe = asked.taken_at.is_some() || leads && asked.ask == 1;
@@ -350,6 +389,9 @@ impl Site {
                 observer: true,
                 gave: SiteSet::new(),
                 took: Vec::new(),
+                settled: domain.settled,
+                void: domain.void_here.clone(),
+                dropped: Vec::new(),
             };
             self.say(id, asked.round, word, turn);
             return;
@@ -380,7 +422,10 @@ impl Site {
             ask: asked.ask,
             observer: false,
             gave: domain.until_quiet.gave.clone(),
-            took: domain.until_quiet.took.iter().map(|(site, colour)| (site, *colour)).collect(),
+            took: domain.until_quiet.took.iter().copied().collect(),
+            settled: domain.settled,
+            void: domain.void_here.clone(),
+            dropped: domain.dropped.iter().map(|(site, colour)| (site, *colour)).collect(),
         };
         self.say(id, asked.round, word, turn);
     }
@@ -425,7 +470,9 @@ impl Site {
         domain.members = None;
         domain.phase = Phase::Keeping { round };
         domain.due = due;
-        turn.out.push(Effect::OpenGate { domain: id });
+        if domain.go_back.is_none() {
+            turn.out.push(Effect::OpenGate { domain: id });
+        }
         if uncaptured == 0 {
             turn.out.push(Effect::Persist { round, domain: id });
         }
@@ -478,6 +525,7 @@ impl Site {
             return;
         }
         domain.phase = Phase::Open;
+        domain.settled = domain.colour;
         domain.members = None;
         domain.until_quiet = Links::default();
         for key in self.modified_pages(id) {
@@ -520,7 +568,7 @@ impl Site {
                 self.table.set(*key, &page);
             }
             self.forget_leaving_captures(id);
-            if closed {
+            if closed && self.domains.entry(id).go_back.is_none() {
                 turn.out.push(Effect::OpenGate { domain: id });
             }
             pages.retain(|key| self.busy.get(*key).is_some());
@@ -545,6 +593,7 @@ impl Site {
         let domain = self.domains.entry(id);
         if let Some(because) = domain.go_back.take() {
             self.go_back(id, because, turn);
+            turn.out.push(Effect::OpenGate { domain: id });
         }
         loop {
             let domain = self.domains.entry(id);
@@ -559,10 +608,8 @@ impl Site {
 
     fn wish_is_done(&mut self, id: DomainId, round: RoundId, turn: &mut Turn) {
         let domain = self.domains.entry(id);
-        let mine = domain.lead.as_ref().is_some_and(|l| l.round == round);
-        if domain.follows == Some(round) || mine && domain.wished {
+        if domain.follows == Some(round) {
             domain.follows = None;
-            domain.wished = false;
             turn.out.push(Effect::RoundEnded { domain: id, outcome: Outcome::Stable { round } });
         }
     }
@@ -620,7 +667,7 @@ impl Site {
             Phase::Closing { .. } => {}
             phase if due => {
                 let Some(round) = phase.round() else { return };
-                if !self.view.contains(round.coordinator) {
+                if !self.is_led(round) {
                     turn.out.push(Effect::AskFate { round, domain: id });
                 } else if matches!(phase, Phase::Quiet { .. }) {
                     self.say_quiet(id, turn);
@@ -637,6 +684,8 @@ impl Site {
         while let Some(id) = next {
             let domain = self.domains.entry(id);
             domain.void.clear();
+            // They count their colours from the beginning if they come back.
+            domain.dropped.retain(|s, _| !gone.contains(s));
             domain.telling.retain(|s| !gone.contains(s));
             domain.others.clear();
             let round = domain.phase.round();
@@ -683,6 +732,9 @@ impl Site {
                 domain.doomed = true;
                 turn.out.push(Effect::Doomed { domain: id, because });
             }
+            // Whoever comes back with the same number has had nothing to do with it.
+            domain.now.forget(gone);
+            domain.until_quiet.forget(gone);
             next = self.domains.key_after(id);
         }
     }
@@ -734,14 +786,28 @@ impl Site {
                 self.round_is_void(id, asked.round, turn);
                 return;
             }
-            Phase::Quiet { .. } | Phase::Keeping { .. } | Phase::Kept { .. } => {
+            Phase::Quiet { .. } => {
                 domain.go_back = Some(because);
+                return;
+            }
+            Phase::Keeping { .. } | Phase::Kept { .. } => {
+                // What begins until then would be gone without a word.
+                if domain.go_back.replace(because).is_none() && !planted!(self, OpenWhileDoomed) {
+                    turn.out.push(Effect::CloseGate { domain: id });
+                }
                 return;
             }
         }
         let links = core::mem::take(&mut domain.now);
         domain.doomed = false;
+        domain.void_here.extend(domain.settled..=domain.colour);
+        let gone = self.rebuild.gone();
+        for (site, colour) in links.given.iter().filter(|(site, _)| !gone.contains(*site)) {
+            let known = domain.dropped.entry(site);
+            *known = (*known).max(*colour);
+        }
         domain.colour += 1;
+        domain.settled = domain.colour;
         domain.telling_because = Some(because);
         domain.due = due;
         for site in links.sites() {
@@ -750,8 +816,12 @@ impl Site {
             }
         }
         self.tell_partners(id, turn);
+        turn.out.push(Effect::WentBack { domain: id, because });
         for key in self.modified_pages(id) {
             self.return_to_store(key, turn);
+        }
+        if !planted!(self, KeepVoidCopies) {
+            self.drop_modified_copies(id, turn);
         }
         for key in self.modified_leaving(id) {
             let Some(leaving) = self.busy.get_mut(key).and_then(|b| b.leaving.as_mut()) else {
@@ -767,6 +837,21 @@ impl Site {
         }
     }
 
+    /// Copies of what was not stable, which their owners may have taken back: the word for that can be
+    /// under way, and nothing read from now on would be undone by it.
+    fn drop_modified_copies(&mut self, id: DomainId, turn: &mut Turn) {
+        let of_domain = |key: &PageKey| self.domain_of(*key) == Some(id);
+        let copies = self.table.iter().filter(|(key, page)| {
+            !page.own && page.modified && page.access != Access::None && of_domain(key)
+        });
+        let copies: Vec<PageKey> = copies.map(|(key, _)| key).collect();
+        for key in copies {
+            let page = self.load(key);
+            turn.out.push(Effect::Revoke { page: key, keep: false });
+            self.table.set(key, &Page { access: Access::None, modified: false, ..page });
+        }
+    }
+
     fn return_to_store(&mut self, key: PageKey, turn: &mut Turn) {
         let mut page = self.load(key);
         let mut readers = self.table.take_readers(key, &mut page);
@@ -778,7 +863,7 @@ impl Site {
         if !page.stored {
             turn.out.push(Effect::Revoke { page: key, keep: false });
         }
-        let version = page.version.next();
+        let version = if planted!(self, SameVersion) { page.version } else { page.version.next() };
         page = Page { version, owner: self.me, own: true, stored: true, ..Page::default() };
         self.table.set(key, &page);
         for reader in readers.iter() {

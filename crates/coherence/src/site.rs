@@ -159,7 +159,10 @@ impl Site {
             Event::Committed { round, domain } => self.committed(round, domain, turn),
             Event::Fate { round, domain, committed } => self.fate(round, domain, committed, turn),
             Event::GiveUp { domain } => self.give_up(domain, turn),
-            Event::GoBack { domain, because } => self.go_back(domain, because, turn),
+            Event::GoBack { domain, because } => {
+                self.go_back(domain, because, turn);
+                self.start_wished(domain, turn);
+            }
         }
         while let Some(message) = turn.out.to_self.pop_front() {
             self.message(self.me, message, turn);
@@ -223,6 +226,12 @@ impl Site {
     #[must_use]
     pub fn home(&self, key: PageKey) -> Option<SiteId> {
         self.config.cluster(key.cluster).map(|cluster| self.home_of(key, cluster))
+    }
+
+    /// The page's home in another view, such as [`Effect::LostHome`] names.
+    #[must_use]
+    pub fn home_in(&self, view: &View, key: PageKey) -> Option<SiteId> {
+        self.config.cluster(key.cluster).map(|cluster| home_in(view, key, cluster))
     }
 
     /// The round of stabilisation that the site is in, as a member, and whether only its coordinator
@@ -352,11 +361,7 @@ impl Site {
     }
 
     pub(crate) fn home_of(&self, key: PageKey, cluster: &ClusterConfig) -> SiteId {
-        match cluster.manager {
-            Manager::Central(site) if self.view.contains(site) => site,
-            Manager::Central(_) => self.view.first_site(),
-            Manager::Fixed | Manager::Dynamic => self.view.hashed_home(key.chunk()),
-        }
+        home_in(&self.view, key, cluster)
     }
 
     pub(crate) fn policy(&self, key: PageKey) -> Option<Policy> {
@@ -398,5 +403,13 @@ impl Site {
 
     fn planted_no_fence(&self) -> bool {
         planted!(self, NoFence)
+    }
+}
+
+fn home_in(view: &View, key: PageKey, cluster: &ClusterConfig) -> SiteId {
+    match cluster.manager {
+        Manager::Central(site) if view.contains(site) => site,
+        Manager::Central(_) => view.first_site(),
+        Manager::Fixed | Manager::Dynamic => view.hashed_home(key.chunk()),
     }
 }

@@ -1,6 +1,6 @@
-//! Queues are bounded: at a page waits at most one request of each site (and each thread of the
-//! holder's own, for locks), and a site has no more unfinished pages than threads, pages and locks
-//! can cause.
+//! Queues are bounded: at a page waits at most one request of each site (and, for locks, each thread
+//! of the holder's own and each section undone while it waited), and a site has no more unfinished
+//! pages than threads, pages and locks can cause.
 
 use super::Checker;
 use crate::cluster::{Cluster, Done};
@@ -15,7 +15,7 @@ impl Checker for BoundedQueues {
         let Some(site) = &node.site else { return Ok(()) };
         for page in &done.pages {
             let waiting = site.waiting(*page).count();
-            let most = cluster.nodes.len() + node.threads.len();
+            let most = cluster.nodes.len() + node.threads.len() + node.locks_unwanted;
             if waiting > most {
                 return Err(format!("{waiting} requests wait for {page:?} at one site"));
             }

@@ -1,7 +1,7 @@
 //! Every load reads what the latest store wrote (I12). Steps are taken one after another and each
 //! stored value is unique, so the order of the steps is the one order that sequential consistency
-//! asks for. What a dead machine had may be what it was in the stable state; from then on everyone
-//! reads that.
+//! asks for. What a dead machine had, or one that went back, may be what it was in the stable state;
+//! from then on everyone reads that.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +21,13 @@ pub(super) struct LastWriteRead {
 
 impl Checker for LastWriteRead {
     fn after_step(&mut self, _: &Cluster, done: &Done) -> Result<(), String> {
+        if done.rounds.went_back {
+            for page in self.latest.keys() {
+                self.open.insert(*page, [true; WORDS]);
+            }
+        }
+        // Given to a dead machine, perhaps, before anyone knew.
+        self.open.extend(done.lost.iter().map(|page| (*page, [true; WORDS])));
         for (place, value) in &done.stores {
             self.latest.entry(place.page).or_default()[place.word] = *value;
             self.open.entry(place.page).or_default()[place.word] = false;

@@ -2,10 +2,12 @@
 
 mod bounded_queues;
 mod fair_locks;
+mod fresh_versions;
 mod last_write_read;
 mod no_lost_page;
 mod no_stuck_request;
 mod single_writer;
+mod whole_sections;
 
 use crate::cluster::{Cluster, Done};
 
@@ -39,5 +41,7 @@ pub fn all() -> Vec<Box<dyn Checker>> {
         Box::<no_stuck_request::NoStuckRequest>::default(),
         Box::<fair_locks::FairLocks>::default(),
         Box::<bounded_queues::BoundedQueues>::default(),
+        Box::<fresh_versions::FreshVersions>::default(),
+        Box::<whole_sections::WholeSections>::default(),
     ]
 }

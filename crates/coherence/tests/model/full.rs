@@ -3,9 +3,10 @@
 use stateright::Property;
 use stead_coherence::Policy;
 
+use crate::happened::Sight;
 use crate::rounds::Op::{Lock, Read, Unlock, Write};
-use crate::rounds::{Bounds, Script, World};
-use crate::{Pages, Rounds, explore, managers, world};
+use crate::rounds::{Bounds, Script};
+use crate::{Limits, Pages, Rounds, explore, managers, world};
 
 type Case = (&'static str, Bounds, Vec<Property<Rounds>>);
 
@@ -15,15 +16,14 @@ fn script(site: usize, ops: &'static [crate::rounds::Op]) -> Script {
 
 /// Each with what it ought to show.
 pub(crate) fn round_cases() -> Vec<Case> {
-    let committed_by_two =
-        Property::sometimes("a round of two", |_, w: &World| w.seen.committed_by >= 2);
-    let all_stable = Property::sometimes("all is stable", |_, w: &World| w.seen.all_stable);
-    let captured =
-        Property::sometimes("captured, then given", |_, w: &World| w.seen.captured_before_giving);
-    let aborted = Property::sometimes("a round is aborted", |_, w: &World| w.seen.aborted);
-    let back = Property::sometimes("a site goes back", |_, w: &World| w.seen.went_back);
-    let moved = Property::sometimes("the lock moves", |_, w: &World| w.seen.lock_moved);
-    let over = Property::sometimes("all is over", |_, w: &World| w.is_over());
+    let seen = |name, condition| Property::<Rounds>::sometimes(name, condition);
+    let committed_by_two = seen("a round of two", |m, _| m.happened.has(Sight::RoundOfTwo));
+    let all_stable = seen("all is stable", |m, _| m.happened.has(Sight::AllStable));
+    let captured = seen("captured, then given", |m, _| m.happened.has(Sight::CapturedBeforeGiving));
+    let aborted = seen("a round is aborted", |m, _| m.happened.has(Sight::Aborted));
+    let back = seen("a site goes back", |m, _| m.happened.has(Sight::WentBack));
+    let moved = seen("the lock moves", |m, _| m.happened.has(Sight::LockMoved));
+    let over = seen("all is over", |_, w| w.is_over());
     let both = vec![script(0, &[Write(0), Write(1)]), script(1, &[Write(0)])];
     vec![
         (
@@ -109,6 +109,17 @@ pub(crate) fn round_cases() -> Vec<Case> {
             vec![over.clone()],
         ),
         (
+            "a page goes, and comes back with the cut",
+            Bounds {
+                early_ticks: 1,
+                ..Bounds::new(
+                    vec![script(0, &[Write(0)]), script(1, &[Write(0)]), script(0, &[Write(0)])],
+                    vec![0],
+                )
+            },
+            vec![over.clone()],
+        ),
+        (
             "a round in a single-copy cluster",
             Bounds { policy: Policy::SingleCopy, ..Bounds::new(both.clone(), vec![0]) },
             vec![over.clone()],
@@ -132,48 +143,62 @@ pub(crate) fn round_cases() -> Vec<Case> {
     ]
 }
 
-/// States that a complete run may reach before it is broken off, from `MODEL_STATES`, and seconds
-/// for each case, from `MODEL_SECONDS`.
-fn limits() -> (usize, u64) {
+/// The long runs' limits: seconds for each case from `MODEL_SECONDS`, states that it may reach from
+/// `MODEL_STATES`; in breadth if there is a `MODEL_BREADTH`.
+fn limits() -> Limits {
     let get = |name: &str| std::env::var(name).ok().and_then(|v| v.parse().ok());
-    (get("MODEL_STATES").unwrap_or(20_000_000) as usize, get("MODEL_SECONDS").unwrap_or(7200))
+    Limits {
+        states_max: get("MODEL_STATES").unwrap_or(1_000_000_000) as usize,
+        seconds_max: get("MODEL_SECONDS").unwrap_or(7200),
+        breadth: std::env::var_os("MODEL_BREADTH").is_some(),
+    }
+}
+
+/// Cases of which the name has `MODEL_CASE` in it; all without.
+fn is_wanted(name: &str) -> bool {
+    std::env::var("MODEL_CASE").is_ok_and(|part| name.contains(&part))
+        || std::env::var_os("MODEL_CASE").is_none()
 }
 
 fn run_pages(what: &str, change: impl Fn(&mut world::Bounds)) {
-    let (states_max, seconds_max) = limits();
     for manager in managers() {
         let mut bounds = world::Bounds::new(manager);
         change(&mut bounds);
         let name = format!("{what}, {manager:?}");
-        let found = explore(&name, Pages(bounds), states_max, seconds_max);
-        crate::expect_sound(&name, &found);
+        if is_wanted(&name) {
+            let found = explore(&name, Pages::new(bounds), limits());
+            crate::expect_sound(&name, &found);
+        }
     }
 }
 
+/// One after another, so that they do not take each other's memory and time.
 #[test]
 #[ignore = "long"]
-fn full_loss_double_timer() {
+fn full() {
+    for (name, bounds, sometimes) in round_cases() {
+        if is_wanted(name) {
+            let found = explore(name, Rounds::new(bounds, sometimes), limits());
+            crate::expect_sound(name, &found);
+        }
+    }
     run_pages("3 sites, 2 pages, 3 faults, 1 loss, 1 doubled", |b| {
         b.losses = 1;
         b.doubles = 1;
     });
     run_pages("3 sites, 2 pages, 3 faults, 1 early timer", |b| b.early_ticks = 1);
-}
-
-#[test]
-#[ignore = "long"]
-fn full_crash_and_return() {
-    run_pages("3 sites, 2 pages, 2 faults, 1 crash, 1 return", |b| {
-        b.faults = 2;
+    run_pages("3 sites, 2 pages, 3 faults, 1 crash, 1 return", |b| {
         b.crashes = 1;
         b.rejoins = 1;
     });
-    run_pages("3 sites, 2 pages, 3 faults, 1 crash", |b| b.crashes = 1);
-}
-
-#[test]
-#[ignore = "long"]
-fn full_everything() {
+    run_pages("3 sites, 2 pages, 2 faults, 2 crashes", |b| {
+        b.faults = 2;
+        b.crashes = 2;
+    });
+    run_pages("3 sites, 2 pages, 4 faults of 3 stores", |b| {
+        b.faults = 4;
+        b.stores = 3;
+    });
     run_pages("3 sites, 2 pages, 2 faults, 1 loss, 1 doubled, 1 crash, 1 return", |b| {
         b.faults = 2;
         b.losses = 1;
@@ -181,28 +206,4 @@ fn full_everything() {
         b.crashes = 1;
         b.rejoins = 1;
     });
-}
-
-#[test]
-#[ignore = "long"]
-fn full_four_faults() {
-    run_pages("3 sites, 2 pages, 4 faults of 3 stores", |b| {
-        b.faults = 4;
-        b.stores = 3;
-    });
-}
-
-#[test]
-#[ignore = "long"]
-fn full_rounds() {
-    let (states_max, seconds_max) = limits();
-    // One case alone: its name, or a part of it, in `MODEL_CASE`.
-    let wanted = std::env::var("MODEL_CASE").unwrap_or_default();
-    for (name, bounds, sometimes) in round_cases() {
-        if !name.contains(&wanted) {
-            continue;
-        }
-        let found = explore(name, Rounds { bounds, sometimes }, states_max, seconds_max);
-        crate::expect_sound(name, &found);
-    }
 }

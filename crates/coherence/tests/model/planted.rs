@@ -5,7 +5,9 @@ use stead_coherence::Manager;
 use stead_coherence::planted::Bug;
 
 use crate::world::Bounds;
-use crate::{Pages, Rounds, explore, rounds_of};
+use crate::{Limits, Pages, Rounds, explore, rounds_of};
+
+const LIMITS: Limits = Limits { states_max: 2_000_000, seconds_max: 120, breadth: true };
 
 /// Explores until the mistake shows, and prints by which property.
 fn catch(bug: Bug, change: impl Fn(&mut Bounds)) {
@@ -13,7 +15,7 @@ fn catch(bug: Bug, change: impl Fn(&mut Bounds)) {
     bounds.pages = 1;
     bounds.bug = Some(bug);
     change(&mut bounds);
-    let found = explore(&format!("planted {bug:?}"), Pages(bounds), 2_000_000, 120);
+    let found = explore(&format!("planted {bug:?}"), Pages::new(bounds), LIMITS);
     let by = found.violated.unwrap_or_else(|| panic!("{bug:?} was not found"));
     println!("planted {bug:?}: found by {by}");
 }
@@ -21,8 +23,8 @@ fn catch(bug: Bug, change: impl Fn(&mut Bounds)) {
 fn catch_in_round(bug: Bug, case: &str) {
     let Rounds { mut bounds, .. } = rounds_of(case);
     bounds.bug = Some(bug);
-    let model = Rounds { bounds, sometimes: Vec::new() };
-    let found = explore(&format!("planted {bug:?}"), model, 2_000_000, 120);
+    let model = Rounds::new(bounds, Vec::new());
+    let found = explore(&format!("planted {bug:?}"), model, LIMITS);
     let by = found.violated.unwrap_or_else(|| panic!("{bug:?} was not found"));
     println!("planted {bug:?}: found by {by}");
 }
@@ -106,6 +108,18 @@ fn drop_frame() {
     catch(Bug::DropFrame, |b| b.losses = 1);
 }
 
+/// I21: what was known of a dead owner, when the home that was told dies as well.
+#[test]
+fn forget_missing() {
+    catch(Bug::ForgetMissing, |b| b.crashes = 2);
+}
+
+/// I21: a page that only its home had.
+#[test]
+fn home_unnamed() {
+    catch(Bug::HomeUnnamed, |b| b.crashes = 1);
+}
+
 /// I10: a page that is not served while its site is closing.
 #[test]
 fn serve_only_awake() {
@@ -128,6 +142,12 @@ fn forget_took() {
 #[test]
 fn give_uncaptured() {
     catch_in_round(Bug::GiveUncaptured, "a page leaves while its site is quiet");
+}
+
+/// I19: what a cut is to capture, and a page that comes in its place.
+#[test]
+fn forget_leaving_capture() {
+    catch_in_round(Bug::ForgetLeavingCapture, "a page goes, and comes back with the cut");
 }
 
 /// I18: the gate.

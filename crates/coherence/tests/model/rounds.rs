@@ -11,6 +11,9 @@ use stead_coherence::{
     Outcome, PageKey, Policy, RoundId, Site, SiteId, Source, Version, View,
 };
 
+use crate::happened::{Happened, Sight};
+use crate::interned::Interned;
+
 pub(crate) const DOMAIN: DomainId = DomainId(1);
 /// Pages whose homes are different sites, and the lock.
 pub(crate) const PAGES: [PageKey; 2] = [PageKey::new(1, 5 * 64), PageKey::new(1, 64)];
@@ -120,8 +123,8 @@ pub(crate) enum Task {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Step {
     Go(usize),
-    Deliver(Letter),
-    Lose(Letter),
+    Deliver(Interned<Letter>),
+    Lose(Interned<Letter>),
     Tick(usize),
     Drained(usize),
     Do(usize, Task),
@@ -133,27 +136,33 @@ pub(crate) enum Step {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct World {
-    sites: Vec<Option<Site>>,
+    sites: Vec<Option<Interned<Site>>>,
     frames: Vec<[Frame; 2]>,
     progress: Vec<Progress>,
     /// For each section the sections whose writes it has seen.
     seen_by: Vec<u16>,
     gates: Vec<bool>,
     drained: Vec<bool>,
-    letters: BTreeSet<Letter>,
-    tasks: BTreeSet<(usize, Task)>,
+    /// Under way, in order.
+    letters: Vec<Interned<Letter>>,
+    tasks: Interned<BTreeSet<(usize, Task)>>,
+    store: Interned<Store>,
+    /// Sections that were over at a site when it asked for a stabilisation.
+    promised: Vec<Option<u16>>,
+    left: Left,
+    view: Interned<Arc<View>>,
+    broken: Option<&'static str>,
+}
+
+/// What is durable.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Store {
     /// What is captured for rounds that are not committed: by site, round and page.
     kept: BTreeMap<(usize, RoundId, PageKey), (Version, u16)>,
     members: BTreeMap<RoundId, Vec<usize>>,
     stable: [u16; 2],
     stable_version: [Version; 2],
     committed: BTreeSet<RoundId>,
-    /// Sections that were over at a site when it asked for a stabilisation.
-    promised: Vec<Option<u16>>,
-    left: Left,
-    view: Arc<View>,
-    broken: Option<&'static str>,
-    pub(crate) seen: Seen,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -165,14 +174,27 @@ struct Left {
     crashes: u8,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub(crate) struct Seen {
-    pub(crate) committed_by: usize,
-    pub(crate) all_stable: bool,
-    pub(crate) aborted: bool,
-    pub(crate) captured_before_giving: bool,
-    pub(crate) went_back: bool,
-    pub(crate) lock_moved: bool,
+impl Store {
+    /// I20: the highest version of a page in the round is its stable state; it is not lower than the
+    /// one before, or this fails.
+    fn commit(&mut self, round: RoundId) -> Result<(), ()> {
+        let mut sound = Ok(());
+        for (at, key) in PAGES.iter().enumerate() {
+            let of_page = self.kept.iter().filter(|((site, of, page), _)| {
+                *of == round && page == key && self.members[&round].contains(site)
+            });
+            if let Some((_, (version, body))) = of_page.max_by_key(|(_, (v, _))| *v) {
+                if *version < self.stable_version[at] {
+                    sound = Err(());
+                }
+                self.stable[at] = *body;
+                self.stable_version[at] = *version;
+            }
+        }
+        self.kept.retain(|(_, of, _), _| *of != round);
+        self.committed.insert(round);
+        sound
+    }
 }
 
 impl World {
@@ -180,7 +202,7 @@ impl World {
         let view = Arc::new(View::first(bounds.sites));
         let config = Arc::new(bounds.config());
         let count = bounds.sites as usize;
-        let site = |i| Some(Site::new(SiteId::new(i), config.clone(), view.clone()));
+        let site = |i| Some(Interned::new(Site::new(SiteId::new(i), config.clone(), view.clone())));
         World {
             sites: (0..bounds.sites).map(site).collect(),
             frames: vec![[Frame::default(); 2]; count],
@@ -188,13 +210,9 @@ impl World {
             seen_by: vec![0; bounds.scripts.len()],
             gates: vec![false; count],
             drained: vec![false; count],
-            letters: BTreeSet::new(),
-            tasks: BTreeSet::new(),
-            kept: BTreeMap::new(),
-            members: BTreeMap::new(),
-            stable: [0; 2],
-            stable_version: [Version::ZERO; 2],
-            committed: BTreeSet::new(),
+            letters: Vec::new(),
+            tasks: Interned::new(BTreeSet::new()),
+            store: Interned::new(Store::default()),
             promised: vec![None; count],
             left: Left {
                 rounds: bounds.rounds.clone(),
@@ -203,9 +221,8 @@ impl World {
                 give_ups: bounds.give_ups,
                 crashes: bounds.crashes,
             },
-            view,
+            view: Interned::new(view),
             broken: None,
-            seen: Seen::default(),
         }
     }
 
@@ -221,7 +238,7 @@ impl World {
                 steps.push(Step::Lose(letter.clone()));
             }
         }
-        for (site, task) in &self.tasks {
+        for (site, task) in self.tasks.iter() {
             steps.push(Step::Do(*site, *task));
         }
         for (i, site) in self.sites.iter().enumerate() {
@@ -268,30 +285,32 @@ impl World {
         bounds.scripts.iter().zip(&self.progress).any(|(s, p)| s.site == site && inside(p))
     }
 
-    pub(crate) fn take(&mut self, bounds: &Bounds, step: Step) {
+    pub(crate) fn take(&mut self, bounds: &Bounds, step: Step, happened: &Happened) {
         match step {
-            Step::Go(section) => self.go(bounds, section),
+            Step::Go(section) => self.go(bounds, section, happened),
             Step::Deliver(letter) => {
-                self.letters.remove(&letter);
-                self.deliver(bounds, &letter);
+                self.letters.retain(|l| *l != letter);
+                self.deliver(bounds, &letter, happened);
             }
             Step::Lose(letter) => {
                 self.left.losses -= 1;
-                self.letters.remove(&letter);
+                self.letters.retain(|l| *l != letter);
             }
             Step::Tick(site) => {
                 if !(self.letters.is_empty() && self.tasks.is_empty()) {
                     self.left.early_ticks -= 1;
                 }
-                self.handle(bounds, site, Event::Tick, &[]);
+                self.handle(bounds, site, Event::Tick, &[], happened);
             }
             Step::Drained(site) => {
                 self.drained[site] = true;
-                self.handle(bounds, site, Event::Drained { domain: DOMAIN }, &[]);
+                self.handle(bounds, site, Event::Drained { domain: DOMAIN }, &[], happened);
             }
             Step::Do(site, task) => {
-                self.tasks.remove(&(site, task));
-                self.work(bounds, site, task);
+                self.change_tasks(|tasks| {
+                    tasks.remove(&(site, task));
+                });
+                self.work(bounds, site, task, happened);
             }
             Step::Stabilise(site) => {
                 let at = self.left.rounds.iter().position(|s| *s == site).unwrap();
@@ -301,19 +320,20 @@ impl World {
                 let scripts = bounds.scripts.iter().enumerate();
                 let promised = scripts.filter(|x| over(*x)).fold(0, |m, (n, _)| m | 1 << n);
                 self.promised[site] = Some(promised);
-                self.handle(bounds, site, Event::Stabilise { domain: DOMAIN }, &[]);
+                self.handle(bounds, site, Event::Stabilise { domain: DOMAIN }, &[], happened);
             }
             Step::GiveUp(site) => {
                 self.left.give_ups -= 1;
-                self.handle(bounds, site, Event::GiveUp { domain: DOMAIN }, &[]);
+                self.handle(bounds, site, Event::GiveUp { domain: DOMAIN }, &[], happened);
             }
             Step::Crash(site) => {
                 self.left.crashes -= 1;
                 self.crash(bounds, site);
             }
             Step::LearnView(site) => {
-                self.letters.retain(|l| l.to != site || l.view >= self.view.number());
-                self.handle(bounds, site, Event::View(self.view.clone()), &[]);
+                let number = self.view.number();
+                self.letters.retain(|l| l.to != site || l.view >= number);
+                self.handle(bounds, site, Event::View(self.view.value()), &[], happened);
             }
         }
     }
@@ -322,7 +342,7 @@ impl World {
         self.sites[site] = None;
         self.frames[site] = [Frame::default(); 2];
         self.letters.retain(|l| l.to != site);
-        self.tasks.retain(|(s, _)| *s != site);
+        self.change_tasks(|tasks| tasks.retain(|(s, _)| *s != site));
         self.promised[site] = None;
         self.left.rounds.retain(|s| *s != site);
         for (script, progress) in bounds.scripts.iter().zip(&mut self.progress) {
@@ -330,11 +350,11 @@ impl World {
                 *progress = Progress::Gone;
             }
         }
-        self.view = Arc::new(self.view.without(SiteId::new(site as u16)));
+        self.view = Interned::new(Arc::new(self.view.without(SiteId::new(site as u16))));
     }
 
     /// A section's next operation: done, or a fault.
-    fn go(&mut self, bounds: &Bounds, section: usize) {
+    fn go(&mut self, bounds: &Bounds, section: usize, happened: &Happened) {
         let script = &bounds.scripts[section];
         let site = script.site;
         let at = match self.progress[section] {
@@ -345,15 +365,21 @@ impl World {
         let done = match script.ops[at as usize] {
             Op::Lock => {
                 self.progress[section] = Progress::Inside(at, true);
-                self.handle(bounds, site, Event::Lock { lock: LOCK, with: Some(PAGES[0]) }, &[]);
+                self.handle(
+                    bounds,
+                    site,
+                    Event::Lock { lock: LOCK, with: Some(PAGES[0]) },
+                    &[],
+                    happened,
+                );
                 return;
             }
             Op::Unlock => {
-                self.handle(bounds, site, Event::Unlock { lock: LOCK }, &[]);
+                self.handle(bounds, site, Event::Unlock { lock: LOCK }, &[], happened);
                 true
             }
-            Op::Read(page) => self.touch(bounds, section, page, false),
-            Op::Write(page) => self.touch(bounds, section, page, true),
+            Op::Read(page) => self.touch(bounds, section, page, false, happened),
+            Op::Write(page) => self.touch(bounds, section, page, true, happened),
         };
         if done {
             self.advance(bounds, section);
@@ -368,7 +394,14 @@ impl World {
         }
     }
 
-    fn touch(&mut self, bounds: &Bounds, section: usize, page: usize, write: bool) -> bool {
+    fn touch(
+        &mut self,
+        bounds: &Bounds,
+        section: usize,
+        page: usize,
+        write: bool,
+        happened: &Happened,
+    ) -> bool {
         let site = bounds.scripts[section].site;
         let enough = if write { Access::Write } else { Access::Read };
         let frame = &mut self.frames[site][page];
@@ -383,60 +416,61 @@ impl World {
         if let Progress::Inside(at, _) = self.progress[section] {
             self.progress[section] = Progress::Inside(at, true);
         }
-        self.handle(bounds, site, Event::Fault { page: PAGES[page], run: 0, write }, &[]);
+        self.handle(bounds, site, Event::Fault { page: PAGES[page], run: 0, write }, &[], happened);
         false
     }
 
-    fn deliver(&mut self, bounds: &Bounds, letter: &Letter) {
+    fn deliver(&mut self, bounds: &Bounds, letter: &Letter, happened: &Happened) {
         let event = Event::Message {
             from: letter.from,
             view: letter.view,
             message: letter.message.clone(),
         };
-        self.handle(bounds, letter.to, event, &letter.bodies);
+        self.handle(bounds, letter.to, event, &letter.bodies, happened);
     }
 
-    fn work(&mut self, bounds: &Bounds, site: usize, task: Task) {
+    fn change_tasks(&mut self, change: impl FnOnce(&mut BTreeSet<(usize, Task)>)) {
+        let mut tasks = self.tasks.value();
+        change(&mut tasks);
+        self.tasks = Interned::new(tasks);
+    }
+
+    fn work(&mut self, bounds: &Bounds, site: usize, task: Task, happened: &Happened) {
         match task {
             Task::Capture(page, version, round) => {
                 let body = self.body_of(site, page);
-                let kept = self.kept.entry((site, round, page)).or_insert((version, body));
+                let mut store = self.store.value();
+                let kept = store.kept.entry((site, round, page)).or_insert((version, body));
                 if version >= kept.0 {
                     *kept = (version, body);
                 }
-                self.handle(bounds, site, Event::Captured { page, round }, &[]);
+                self.store = Interned::new(store);
+                self.handle(bounds, site, Event::Captured { page, round }, &[], happened);
             }
             Task::Persist(round) => {
-                self.handle(bounds, site, Event::Persisted { round, domain: DOMAIN }, &[]);
+                let event = Event::Persisted { round, domain: DOMAIN };
+                self.handle(bounds, site, event, &[], happened);
             }
             Task::Commit(round) => {
-                for (at, key) in PAGES.iter().enumerate() {
-                    let of_page = self.kept.iter().filter(|((s, r, p), _)| {
-                        *r == round && p == key && self.members[&round].contains(s)
-                    });
-                    // I20: the highest version of a page in the round is its stable state, and is
-                    // higher than the one before.
-                    if let Some((_, (version, body))) = of_page.max_by_key(|(_, (v, _))| *v) {
-                        if *version < self.stable_version[at] {
-                            self.broken = Some("an older version became the stable one");
-                        }
-                        self.stable[at] = *body;
-                        self.stable_version[at] = *version;
-                    }
+                let mut store = self.store.value();
+                if store.commit(round).is_err() {
+                    self.broken = Some("an older version became the stable one");
                 }
-                self.kept.retain(|(_, r, _), _| *r != round);
-                self.committed.insert(round);
-                self.seen.committed_by = self.seen.committed_by.max(self.members[&round].len());
-                self.handle(bounds, site, Event::Committed { round, domain: DOMAIN }, &[]);
+                if store.members[&round].len() >= 2 {
+                    happened.note(Sight::RoundOfTwo);
+                }
+                self.store = Interned::new(store);
+                let event = Event::Committed { round, domain: DOMAIN };
+                self.handle(bounds, site, event, &[], happened);
             }
             Task::AskFate(round) => {
-                let committed = self.committed.contains(&round);
+                let committed = self.store.committed.contains(&round);
                 let event = Event::Fate { round, domain: DOMAIN, committed };
-                self.handle(bounds, site, event, &[]);
+                self.handle(bounds, site, event, &[], happened);
             }
             Task::Undo(because) => {
                 // Sections that are over but not stable are gone too: programs are told.
-                let stable = self.stable[0] | self.stable[1];
+                let stable = self.store.stable[0] | self.store.stable[1];
                 for (section, script) in bounds.scripts.iter().enumerate() {
                     let begun = self.progress[section] != Progress::Before;
                     if script.site == site && begun && stable >> section & 1 == 0 {
@@ -445,36 +479,49 @@ impl World {
                     }
                 }
                 if self.sites[site].as_ref().is_some_and(|s| s.page(LOCK).locked) {
-                    self.handle(bounds, site, Event::Unlock { lock: LOCK }, &[]);
+                    self.handle(bounds, site, Event::Unlock { lock: LOCK }, &[], happened);
                 }
                 let event = Event::GoBack { domain: DOMAIN, because };
-                self.handle(bounds, site, event, &[]);
-                self.seen.went_back = true;
+                self.handle(bounds, site, event, &[], happened);
+                happened.note(Sight::WentBack);
             }
         }
     }
 
     fn body_of(&self, site: usize, page: PageKey) -> u16 {
         let at = place(page);
-        self.frames[site][at].body.unwrap_or(self.stable[at])
+        self.frames[site][at].body.unwrap_or(self.store.stable[at])
     }
 
-    fn handle(&mut self, bounds: &Bounds, i: usize, event: Event, bodies: &[(PageKey, u16)]) {
-        let Some(mut site) = self.sites[i].take() else { return };
+    fn handle(
+        &mut self,
+        bounds: &Bounds,
+        i: usize,
+        event: Event,
+        bodies: &[(PageKey, u16)],
+        happened: &Happened,
+    ) {
+        let Some(site) = &self.sites[i] else { return };
+        let mut site = site.value();
         let mut effects = Effects::new();
         site.handle(0, event, &mut effects);
-        self.sites[i] = Some(site);
-        let effects: Vec<Effect> = effects.drain().collect();
+        self.sites[i] = Some(Interned::new(site));
         let mut woken = Vec::new();
-        for effect in effects {
-            self.perform(bounds, i, effect, bodies, &mut woken);
+        for effect in effects.drain() {
+            self.perform(bounds, i, effect, bodies, &mut woken, happened);
         }
         // What came was not enough for them.
         for section in woken {
             if matches!(self.progress[section], Progress::Inside(_, false)) {
-                self.go(bounds, section);
+                self.go(bounds, section, happened);
             }
         }
+    }
+
+    fn add_task(&mut self, site: usize, task: Task) {
+        self.change_tasks(|tasks| {
+            tasks.insert((site, task));
+        });
     }
 
     fn perform(
@@ -484,12 +531,13 @@ impl World {
         effect: Effect,
         bodies: &[(PageKey, u16)],
         woken: &mut Vec<usize>,
+        happened: &Happened,
     ) {
         match effect {
             Effect::Send { to, view, message } => self.post(i, to, view, message),
             Effect::Fill { page, source } => {
                 let body = match source {
-                    Source::Store => Some(self.stable[place(page)]),
+                    Source::Store => Some(self.store.stable[place(page)]),
                     Source::Message => bodies.iter().find(|(p, _)| *p == page).map(|(_, b)| *b),
                 };
                 if body.is_none() {
@@ -503,7 +551,7 @@ impl World {
                 if frame.body.is_none() {
                     self.broken = Some("mapped a frame without body");
                 }
-                self.wake(bounds, i, page, access, woken);
+                self.wake(bounds, i, page, access, woken, happened);
             }
             Effect::Protect { page } => self.frames[i][place(page)].access = Access::Read,
             Effect::Revoke { page, keep } => {
@@ -520,16 +568,20 @@ impl World {
                     s.site == i && s.ops[at as usize] == Op::Lock
                 };
                 let first = bounds.scripts.iter().enumerate().find(waits);
-                self.seen.lock_moved |= i != 0;
+                if i != 0 {
+                    happened.note(Sight::LockMoved);
+                }
                 match first {
                     Some((section, _)) => self.advance(bounds, section),
                     // The section was undone while it waited.
-                    None => self.handle(bounds, i, Event::Unlock { lock: LOCK }, &[]),
+                    None => self.handle(bounds, i, Event::Unlock { lock: LOCK }, &[], happened),
                 }
             }
             Effect::Capture { page, version, round } => {
-                self.seen.captured_before_giving |= self.gates[i];
-                self.tasks.insert((i, Task::Capture(page, version, round)));
+                if self.gates[i] {
+                    happened.note(Sight::CapturedBeforeGiving);
+                }
+                self.add_task(i, Task::Capture(page, version, round));
             }
             Effect::CloseGate { .. } => {
                 self.gates[i] = true;
@@ -537,42 +589,52 @@ impl World {
             }
             Effect::OpenGate { .. } => self.gates[i] = false,
             Effect::Persist { round, .. } => {
-                self.tasks.insert((i, Task::Persist(round)));
+                self.add_task(i, Task::Persist(round));
             }
             Effect::Commit { round, members, .. } => {
-                self.members.insert(round, members.iter().map(|s| usize::from(s.get())).collect());
-                self.tasks.insert((i, Task::Commit(round)));
+                let mut store = self.store.value();
+                let members = members.iter().map(|s| usize::from(s.get())).collect();
+                store.members.insert(round, members);
+                self.store = Interned::new(store);
+                self.add_task(i, Task::Commit(round));
             }
             Effect::DropCaptures { round, .. } => {
-                self.kept.retain(|(s, r, _), _| (*s, *r) != (i, round));
+                let mut store = self.store.value();
+                store.kept.retain(|(s, r, _), _| (*s, *r) != (i, round));
+                self.store = Interned::new(store);
                 let of_round = |t: &Task| match t {
                     Task::Capture(_, _, r) | Task::Persist(r) => *r == round,
                     Task::Commit(_) | Task::AskFate(_) | Task::Undo(_) => false,
                 };
-                self.tasks.retain(|(s, t)| *s != i || !of_round(t));
+                self.change_tasks(|tasks| tasks.retain(|(s, t)| *s != i || !of_round(t)));
             }
             Effect::AskFate { round, .. } => {
                 // A dead coordinator's commit either has been or never will be.
-                self.tasks.insert((i, Task::AskFate(round)));
+                self.add_task(i, Task::AskFate(round));
             }
             Effect::RoundEnded { outcome, .. } => match outcome {
                 Outcome::Stable { .. } => {
                     let promised = self.promised[i].take().unwrap_or_default();
-                    if promised & !(self.stable[0] | self.stable[1]) != 0 {
+                    let stable = self.store.stable[0] | self.store.stable[1];
+                    if promised & !stable != 0 {
                         self.broken = Some("said to be stable and is not");
                     }
-                    let all = (1 << bounds.scripts.len()) - 1;
-                    self.seen.all_stable |= (self.stable[0] | self.stable[1]) == all;
+                    if stable == (1 << bounds.scripts.len()) - 1 {
+                        happened.note(Sight::AllStable);
+                    }
                 }
                 Outcome::Aborted { .. } => {
                     self.promised[i] = None;
-                    self.seen.aborted = true;
+                    happened.note(Sight::Aborted);
                 }
             },
             Effect::Doomed { because, .. } => {
-                self.tasks.insert((i, Task::Undo(because)));
+                self.add_task(i, Task::Undo(because));
             }
-            Effect::Lost { .. } | Effect::Rebuilt { .. } => {}
+            Effect::Lost { .. }
+            | Effect::LostHome { .. }
+            | Effect::Rebuilt { .. }
+            | Effect::WentBack { .. } => {}
         }
     }
 
@@ -585,6 +647,7 @@ impl World {
         page: PageKey,
         access: Access,
         woken: &mut Vec<usize>,
+        happened: &Happened,
     ) {
         for (section, script) in bounds.scripts.iter().enumerate() {
             let Progress::Inside(at, true) = self.progress[section] else { continue };
@@ -598,7 +661,7 @@ impl World {
             }
             self.progress[section] = Progress::Inside(at, false);
             if access == Access::Write || !write {
-                self.touch(bounds, section, place, write);
+                self.touch(bounds, section, place, write, happened);
                 self.advance(bounds, section);
             } else {
                 woken.push(section);
@@ -622,7 +685,10 @@ impl World {
         let to = usize::from(to.get());
         if self.sites[to].is_some() {
             let from = SiteId::new(from as u16);
-            self.letters.insert(Letter { to, from, view, message, bodies });
+            let letter = Interned::new(Letter { to, from, view, message, bodies });
+            if let Err(at) = self.letters.binary_search(&letter) {
+                self.letters.insert(at, letter);
+            }
         }
     }
 
@@ -644,7 +710,7 @@ impl World {
     /// I18: each section whose writes are stable is stable in all that it wrote, and so is each
     /// section that it has seen.
     pub(crate) fn stable_is_whole(&self, bounds: &Bounds) -> bool {
-        self.is_whole(bounds, self.stable)
+        self.is_whole(bounds, self.store.stable)
     }
 
     fn is_whole(&self, bounds: &Bounds, pages: [u16; 2]) -> bool {
@@ -678,6 +744,8 @@ impl World {
     pub(crate) fn completes(&self, bounds: &Bounds) -> bool {
         let mut world = self.clone();
         world.left.rounds.clear();
+        // What would be seen on the way does not happen.
+        let happened = &Happened::default();
         for _ in 0..60 {
             for _ in 0..1000 {
                 let mut steps = Vec::new();
@@ -689,9 +757,11 @@ impl World {
                     _ => false,
                 });
                 let Some(step) = useful else { break };
-                world.take(bounds, step);
+                world.take(bounds, step, happened);
             }
-            let idle = |s: &Site| s.busy_count() == 0 && s.is_ready() && s.round(DOMAIN).is_none();
+            let idle = |s: &Interned<Site>| {
+                s.busy_count() == 0 && s.is_ready() && s.round(DOMAIN).is_none()
+            };
             let inside = (0..world.sites.len()).any(|s| world.is_inside(bounds, s));
             let gated = world.sites.iter().zip(&world.gates).any(|(s, g)| s.is_some() && *g);
             let rounds = world.promised.iter().any(Option::is_some);
@@ -706,7 +776,7 @@ impl World {
                     && world.is_whole(bounds, world.memory());
             }
             for i in 0..world.sites.len() {
-                world.handle(bounds, i, Event::Tick, &[]);
+                world.handle(bounds, i, Event::Tick, &[], happened);
             }
         }
         false
@@ -715,12 +785,12 @@ impl World {
     /// What a program would read of each page.
     fn memory(&self) -> [u16; 2] {
         let owner = |at: usize| {
-            let owns = |(_, s): &(usize, &Option<Site>)| {
+            let owns = |(_, s): &(usize, &Option<Interned<Site>>)| {
                 s.as_ref().is_some_and(|s| s.page(PAGES[at]).owner)
             };
             self.sites.iter().enumerate().find(owns).map(|(i, _)| i)
         };
-        [0, 1].map(|at| owner(at).map_or(self.stable[at], |i| self.body_of(i, PAGES[at])))
+        [0, 1].map(|at| owner(at).map_or(self.store.stable[at], |i| self.body_of(i, PAGES[at])))
     }
 }
 

@@ -2,7 +2,7 @@
 //! loses, doubles and reorders. What may happen next is enumerated, never drawn. Read [`World`] and
 //! [`Step`] first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use stead_coherence::planted::Bug;
@@ -10,6 +10,9 @@ use stead_coherence::{
     Access, ClusterConfig, ClusterId, Config, Effect, Effects, Event, Manager, Message, PageKey,
     Policy, Site, SiteId, Source, View,
 };
+
+use crate::happened::{Happened, Sight};
+use crate::interned::Interned;
 
 /// What a run explores: how many of each thing may happen.
 #[derive(Clone, Debug)]
@@ -79,39 +82,52 @@ pub(crate) struct Letter {
     pub(crate) from: SiteId,
     pub(crate) view: u32,
     pub(crate) message: Message,
-    pub(crate) bodies: Vec<(PageKey, u64)>,
+    pub(crate) bodies: Vec<(PageKey, u8)>,
 }
 
 /// Memory of one page at one site.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub(crate) struct Frame {
     pub(crate) access: Access,
-    pub(crate) body: Option<u64>,
+    pub(crate) body: Option<u8>,
 }
 
+/// A state. What is large in it is shared with other states; what only says that something has been
+/// seen is not in it, but in [`Happened`].
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct World {
-    pub(crate) sites: Vec<Option<Site>>,
-    /// The pages, by place.
-    pub(crate) keys: Vec<PageKey>,
-    pub(crate) frames: Vec<Vec<Frame>>,
-    /// Faults that programs wait on: at a site, of a page, to store.
-    pub(crate) waiting: BTreeSet<(usize, u64, bool)>,
-    pub(crate) letters: BTreeSet<Letter>,
+    pub(crate) sites: Vec<Option<Interned<Site>>>,
+    /// Memory: a frame for each page at each site, site by site.
+    frames: Vec<Frame>,
+    /// Faults that programs wait on: a bit for each site, page and kind.
+    waiting: u32,
+    /// Under way, in order.
+    pub(crate) letters: Vec<Interned<Letter>>,
     /// What the authority last issued.
-    pub(crate) view: Arc<View>,
-    /// The value that was stored last.
-    pub(crate) latest: Vec<u64>,
-    /// A death took the page: once it may be found to be what it was in the store.
-    pub(crate) lost: Vec<bool>,
-    pub(crate) stored: u64,
+    pub(crate) view: Interned<Arc<View>>,
+    pages: Vec<PageTruth>,
     pub(crate) left: Left,
     /// A frame was mapped without a body, or sent without one.
     pub(crate) broken: Option<&'static str>,
-    pub(crate) seen: Seen,
-    counting: bool,
-    /// Messages that each request took.
+    /// Messages that each request took, where they are counted.
     passed_on: BTreeMap<(SiteId, u32), u8>,
+}
+
+/// What is true of a page, whoever knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct PageTruth {
+    key: PageKey,
+    /// The value that was stored last. Each store to the page stores a higher one.
+    latest: u8,
+    stored: u8,
+    /// A death took the page: once it may be found to be what it was in the store, or at its giver.
+    lost: bool,
+    /// Someone has found it so.
+    found_lost: bool,
+    /// Sites that lived then and have not been told, a bit for each (I21).
+    untold: u8,
+    /// Sites that were told of it by its name: it is theirs to tell the others.
+    named_at: u8,
 }
 
 /// The page that stands for place `at` in this world: its home in the first view is site `at + 1`,
@@ -135,23 +151,16 @@ pub(crate) struct Left {
     pub(crate) early_ticks: u8,
     pub(crate) crashes: u8,
     pub(crate) rejoins: u8,
-}
-
-/// Things that ought to happen sometimes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub(crate) struct Seen {
-    pub(crate) upgrade_without_body: bool,
-    pub(crate) copy_refused: bool,
-    pub(crate) lost: bool,
-    pub(crate) waited: bool,
+    /// Not a number: whether ways of requests are counted.
+    counting: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Step {
     Fault { site: usize, page: u64, write: bool },
-    Deliver(Letter),
-    Lose(Letter),
-    Double(Letter),
+    Deliver(Interned<Letter>),
+    Lose(Interned<Letter>),
+    Double(Interned<Letter>),
     Tick(usize),
     Crash(usize),
     Rejoin(usize),
@@ -162,18 +171,23 @@ impl World {
     pub(crate) fn new(bounds: &Bounds) -> World {
         let view = Arc::new(View::first(bounds.sites));
         let config = Arc::new(bounds.config());
-        let site = |i| Some(Site::new(SiteId::new(i), config.clone(), view.clone()));
-        let pages = bounds.pages as usize;
+        let site = |i| Some(Interned::new(Site::new(SiteId::new(i), config.clone(), view.clone())));
+        let page = |at| PageTruth {
+            key: page_key(bounds, at),
+            latest: 0,
+            stored: 0,
+            lost: false,
+            found_lost: false,
+            untold: 0,
+            named_at: 0,
+        };
         World {
             sites: (0..bounds.sites).map(site).collect(),
-            keys: (0..bounds.pages).map(|at| page_key(bounds, at)).collect(),
-            frames: vec![vec![Frame::default(); pages]; bounds.sites as usize],
-            waiting: BTreeSet::new(),
-            letters: BTreeSet::new(),
-            view,
-            latest: vec![0; pages],
-            lost: vec![false; pages],
-            stored: 0,
+            frames: vec![Frame::default(); usize::from(bounds.sites) * bounds.pages as usize],
+            waiting: 0,
+            letters: Vec::new(),
+            view: Interned::new(view),
+            pages: (0..bounds.pages).map(page).collect(),
             left: Left {
                 faults: bounds.faults,
                 stores: bounds.stores,
@@ -182,12 +196,32 @@ impl World {
                 early_ticks: bounds.early_ticks,
                 crashes: bounds.crashes,
                 rejoins: bounds.rejoins,
+                counting: bounds.count_hops,
             },
             broken: None,
-            seen: Seen::default(),
-            counting: bounds.count_hops,
             passed_on: BTreeMap::new(),
         }
+    }
+
+    fn frame(&mut self, site: usize, page: usize) -> &mut Frame {
+        let at = site * self.pages.len() + page;
+        &mut self.frames[at]
+    }
+
+    pub(crate) fn frames_of(&self, page: usize) -> impl Iterator<Item = &Frame> {
+        self.frames.iter().skip(page).step_by(self.pages.len())
+    }
+
+    fn place(&self, key: PageKey) -> usize {
+        self.pages.iter().position(|p| p.key == key).expect("a page of this world")
+    }
+
+    fn wait_bit(&self, site: usize, page: usize, write: bool) -> u32 {
+        1 << (2 * (site * self.pages.len() + page) + usize::from(write))
+    }
+
+    pub(crate) fn nobody_waits(&self) -> bool {
+        self.waiting == 0
     }
 
     pub(crate) fn steps(&self, bounds: &Bounds, steps: &mut Vec<Step>) {
@@ -220,8 +254,10 @@ impl World {
                 continue;
             }
             for page in 0..bounds.pages {
-                let access = self.frames[i][page as usize].access;
-                if self.waiting.iter().any(|(s, p, _)| (*s, *p) == (i, page)) {
+                let at = page as usize;
+                let access = self.frames[i * self.pages.len() + at].access;
+                let bits = self.wait_bit(i, at, false) | self.wait_bit(i, at, true);
+                if self.waiting & bits != 0 {
                     continue;
                 }
                 if access == Access::None {
@@ -234,118 +270,130 @@ impl World {
         }
     }
 
-    pub(crate) fn take(&mut self, bounds: &Bounds, step: Step) {
+    pub(crate) fn take(&mut self, bounds: &Bounds, step: Step, happened: &Happened) {
         match step {
             Step::Fault { site, page, write } => {
                 self.left.faults -= 1;
                 self.left.stores -= u8::from(write);
-                self.waiting.insert((site, page, write));
-                self.fault(bounds, site, page, write);
+                self.waiting |= self.wait_bit(site, page as usize, write);
+                self.fault(bounds, site, page, write, happened);
             }
             Step::Deliver(letter) => {
-                self.letters.remove(&letter);
-                self.deliver(&letter);
+                self.letters.retain(|l| *l != letter);
+                self.deliver(&letter, happened);
             }
             Step::Double(letter) => {
                 self.left.doubles -= 1;
-                self.deliver(&letter);
+                self.deliver(&letter, happened);
             }
             Step::Lose(letter) => {
                 self.left.losses -= 1;
-                self.letters.remove(&letter);
+                self.letters.retain(|l| *l != letter);
             }
             Step::Tick(site) => {
                 if !self.letters.is_empty() {
                     self.left.early_ticks -= 1;
                 }
-                self.handle(site, Event::Tick, &[]);
+                self.handle(site, Event::Tick, &[], happened);
             }
             Step::Crash(i) => self.crash(i),
             Step::Rejoin(i) => {
                 self.left.rejoins -= 1;
-                self.view = Arc::new(self.view.with(SiteId::new(i as u16)));
+                let view = Arc::new(self.view.with(SiteId::new(i as u16)));
                 let config = Arc::new(bounds.config());
-                self.sites[i] = Some(Site::new(SiteId::new(i as u16), config, self.view.clone()));
-                self.handle(i, Event::View(self.view.clone()), &[]);
+                let site = Site::new(SiteId::new(i as u16), config, view.clone());
+                self.sites[i] = Some(Interned::new(site));
+                self.view = Interned::new(view.clone());
+                self.handle(i, Event::View(view), &[], happened);
             }
             Step::LearnView(site) => {
                 if bounds.bug != Some(Bug::NoFence) {
                     // They would not be heard, so they need not be explored.
-                    self.letters.retain(|l| l.to != site || l.view >= self.view.number());
+                    let number = self.view.number();
+                    self.letters.retain(|l| l.to != site || l.view >= number);
                 }
-                self.handle(site, Event::View(self.view.clone()), &[]);
+                self.handle(site, Event::View(self.view.value()), &[], happened);
             }
         }
     }
 
-    fn fault(&mut self, bounds: &Bounds, site: usize, page: u64, write: bool) {
+    fn fault(&mut self, bounds: &Bounds, site: usize, page: u64, write: bool, happened: &Happened) {
         let run = if bounds.runs { u64::MAX >> (64 - bounds.pages + page) } else { 0 };
-        let page = self.keys[page as usize];
-        self.handle(site, Event::Fault { page, run, write }, &[]);
+        let page = self.pages[page as usize].key;
+        self.handle(site, Event::Fault { page, run, write }, &[], happened);
     }
 
     fn crash(&mut self, i: usize) {
         self.left.crashes -= 1;
         let Some(site) = self.sites[i].take() else { return };
-        for (page, key) in self.keys.iter().enumerate() {
+        let alive = self.sites.iter().rev().fold(0, |bits, s| bits << 1 | u8::from(s.is_some()));
+        for at in 0..self.pages.len() {
             // What it owned dies with it; so does what it gave and nobody has taken.
-            let owned_elsewhere = self.sites.iter().flatten().any(|s| s.page(*key).owner);
-            let frame = self.frames[i][page];
+            let key = self.pages[at].key;
+            let owned_elsewhere = self.sites.iter().flatten().any(|s| s.page(key).owner);
+            let frame = *self.frame(i, at);
             let gave = frame.body.is_some() && frame.access == Access::None && !owned_elsewhere;
-            if site.page(*key).owner || gave {
-                self.lost[page] = true;
+            let page = &mut self.pages[at];
+            // What nobody has found lost yet cannot be lost once more.
+            if (site.page(key).owner || gave) && !page.lost {
+                page.lost = true;
+                page.found_lost = false;
+                page.untold = alive;
+                page.named_at = 0;
             }
+            page.untold &= alive;
+            page.named_at &= alive;
+            let bits = self.wait_bit(i, at, false) | self.wait_bit(i, at, true);
+            self.waiting &= !bits;
+            *self.frame(i, at) = Frame::default();
         }
-        self.frames[i].fill(Frame::default());
-        self.waiting.retain(|(s, ..)| *s != i);
         self.letters.retain(|l| l.to != i);
-        self.view = Arc::new(self.view.without(SiteId::new(i as u16)));
+        self.view = Interned::new(Arc::new(self.view.without(SiteId::new(i as u16))));
     }
 
-    fn deliver(&mut self, letter: &Letter) {
+    fn deliver(&mut self, letter: &Letter, happened: &Happened) {
         let event = Event::Message {
             from: letter.from,
             view: letter.view,
             message: letter.message.clone(),
         };
-        self.handle(letter.to, event, &letter.bodies);
+        self.handle(letter.to, event, &letter.bodies, happened);
     }
 
-    fn handle(&mut self, i: usize, event: Event, bodies: &[(PageKey, u64)]) {
-        let Some(mut site) = self.sites[i].take() else { return };
+    fn handle(&mut self, i: usize, event: Event, bodies: &[(PageKey, u8)], happened: &Happened) {
+        let Some(site) = &self.sites[i] else { return };
+        let mut site = site.value();
         let mut effects = Effects::new();
         let copies = matches!(&event, Event::Message { message: Message::Copies { .. }, .. });
         site.handle(0, event, &mut effects);
-        self.sites[i] = Some(site);
-        let effects: Vec<Effect> = effects.drain().collect();
-        self.seen.copy_refused |= copies
-            && effects
-                .iter()
-                .any(|e| matches!(e, Effect::Send { message: Message::Request(_), .. }));
+        if self.pages.iter().any(|p| site.waiting(p.key).next().is_some()) {
+            happened.note(Sight::WaitsInLine);
+        }
+        self.sites[i] = Some(Interned::new(site));
+        let asks = |e: &Effect| matches!(e, Effect::Send { message: Message::Request(_), .. });
+        if copies && effects.as_slice().iter().any(asks) {
+            happened.note(Sight::CopyTooLate);
+        }
         let mut again = Vec::new();
-        for effect in effects {
-            self.perform(i, effect, bodies, &mut again);
+        for effect in effects.drain() {
+            self.perform(i, effect, bodies, &mut again, happened);
         }
         for page in again {
             // What came was not enough: the thread stores again and faults again.
-            self.handle(i, Event::Fault { page, run: 0, write: true }, &[]);
+            self.handle(i, Event::Fault { page, run: 0, write: true }, &[], happened);
         }
-        let site = self.sites[i].as_ref();
-        self.seen.waited |=
-            self.keys.iter().any(|p| site.is_some_and(|s| s.waiting(*p).next().is_some()));
     }
 
     fn perform(
         &mut self,
         i: usize,
         effect: Effect,
-        bodies: &[(PageKey, u64)],
+        bodies: &[(PageKey, u8)],
         again: &mut Vec<PageKey>,
+        happened: &Happened,
     ) {
-        let keys = self.keys.clone();
-        let at = |page: PageKey| keys.iter().position(|k| *k == page).unwrap();
         match effect {
-            Effect::Send { to, view, message } => self.post(i, to, view, message),
+            Effect::Send { to, view, message } => self.post(i, to, view, message, happened),
             Effect::Fill { page, source } => {
                 let body = match source {
                     Source::Store => Some(0),
@@ -354,64 +402,117 @@ impl World {
                 if body.is_none() {
                     self.broken = Some("filled from a message without body");
                 }
-                self.frames[i][at(page)].body = body;
+                let at = self.place(page);
+                self.frame(i, at).body = body;
             }
-            Effect::Map { page, access } => {
-                let frame = &mut self.frames[i][at(page)];
-                frame.access = access;
-                let Some(body) = frame.body else {
-                    self.broken = Some("mapped a frame without body");
-                    return;
-                };
-                if self.latest[at(page)] != body && std::mem::take(&mut self.lost[at(page)]) {
-                    self.latest[at(page)] = body;
-                }
-                if self.latest[at(page)] != body {
-                    self.broken = Some("mapped an old body");
-                }
-                let page_no = at(page) as u64;
-                self.waiting.remove(&(i, page_no, false));
-                if access == Access::Write && self.waiting.remove(&(i, page_no, true)) {
-                    self.stored += 1;
-                    self.frames[i][at(page)].body = Some(self.stored);
-                    // Whoever reads something else from now on reads what is past.
-                    self.latest[at(page)] = self.stored;
-                    self.lost[at(page)] = false;
-                } else if self.waiting.contains(&(i, page_no, true)) {
-                    again.push(page);
-                }
+            Effect::Map { page, access } => self.map(i, page, access, again),
+            Effect::Protect { page } => {
+                let at = self.place(page);
+                self.frame(i, at).access = Access::Read;
             }
-            Effect::Protect { page } => self.frames[i][at(page)].access = Access::Read,
             Effect::Revoke { page, keep } => {
-                let frame = &mut self.frames[i][at(page)];
+                let at = self.place(page);
+                let frame = self.frame(i, at);
                 frame.access = Access::None;
                 if !keep {
                     frame.body = None;
                 }
             }
-            Effect::Release { page } => self.frames[i][at(page)].body = None,
-            Effect::Lost { .. } => self.seen.lost = true,
-            Effect::Rebuilt { .. } => {}
+            Effect::Release { page } => {
+                let at = self.place(page);
+                self.frame(i, at).body = None;
+            }
+            Effect::Lost { page, .. } => {
+                let at = self.place(page);
+                self.pages[at].named_at |= 1 << i;
+                happened.note(Sight::Lost);
+            }
+            Effect::LostHome { site: dead, view } => {
+                let Some(site) = self.sites[i].clone() else { return };
+                for page in &mut self.pages {
+                    if site.home_in(&view, page.key) == Some(dead) {
+                        page.untold &= !(1 << i);
+                    }
+                }
+            }
+            Effect::Rebuilt { view } => {
+                if view == self.view.number() {
+                    (0..self.pages.len()).for_each(|at| self.expect_told(i, at));
+                }
+            }
             other => panic!("no such effect in this world: {other:?}"),
         }
     }
 
-    fn post(&mut self, from: usize, to: SiteId, view: u32, message: Message) {
-        if let (Message::Request(request), true) = (&message, self.counting) {
+    fn map(&mut self, i: usize, key: PageKey, access: Access, again: &mut Vec<PageKey>) {
+        let at = self.place(key);
+        let frame = self.frame(i, at);
+        frame.access = access;
+        let Some(body) = frame.body else {
+            self.broken = Some("mapped a frame without body");
+            return;
+        };
+        let view = self.sites[i].as_ref().map_or(0, |s| s.view().number());
+        let page = &mut self.pages[at];
+        if page.latest != body && std::mem::take(&mut page.lost) {
+            page.latest = body;
+            page.found_lost = true;
+        } else if view == self.view.number() {
+            // It was not lost: whoever gave it has it again.
+            page.lost = false;
+        }
+        if page.latest != body {
+            self.broken = Some("mapped an old body");
+        }
+        if view == self.view.number() {
+            self.expect_told(i, at);
+        }
+        self.waiting &= !self.wait_bit(i, at, false);
+        let stores = self.wait_bit(i, at, true);
+        if self.waiting & stores == 0 {
+            return;
+        }
+        if access == Access::Write {
+            self.waiting &= !stores;
+            let page = &mut self.pages[at];
+            page.stored += 1;
+            // Whoever reads something else from now on reads what is past.
+            page.latest = page.stored;
+            page.lost = false;
+            let body = Some(page.stored);
+            self.frame(i, at).body = body;
+        } else {
+            again.push(key);
+        }
+    }
+
+    /// I21: whoever lived when a page was lost is told before it finds out; or, if those who knew have
+    /// died since, when homes are whole again.
+    fn expect_told(&mut self, i: usize, at: usize) {
+        let page = &self.pages[at];
+        if page.found_lost && page.untold >> i & 1 == 1 && page.named_at == 0 {
+            self.broken = Some("lost and not named");
+        }
+    }
+
+    fn post(&mut self, from: usize, to: SiteId, view: u32, message: Message, happened: &Happened) {
+        if let (Message::Request(request), true) = (&message, self.left.counting) {
             let count = self.passed_on.entry((request.from, request.number)).or_default();
             *count = count.saturating_add(1);
         }
-        let body = |page: PageKey| {
+        let mut body = |page: PageKey| {
             // A page without frame is read from the store, which nobody moves in this world.
-            let at = self.keys.iter().position(|k| *k == page).unwrap();
-            (page, self.frames[from][at].body.unwrap_or(0))
+            let at = self.place(page);
+            (page, self.frame(from, at).body.unwrap_or(0))
         };
-        let bodies: Vec<(PageKey, u64)> = match &message {
+        let bodies: Vec<(PageKey, u8)> = match &message {
             Message::Copies { first, more, .. } => {
                 std::iter::once(first).chain(more).map(|c| body(c.page)).collect()
             }
             Message::Grants { first, more } => {
-                self.seen.upgrade_without_body |= !first.body;
+                if !first.body {
+                    happened.note(Sight::UpgradeWithoutBody);
+                }
                 std::iter::once(first)
                     .chain(more)
                     .filter(|g| g.body)
@@ -423,7 +524,10 @@ impl World {
         let to = usize::from(to.get());
         if self.sites[to].is_some() {
             let from = SiteId::new(from as u16);
-            self.letters.insert(Letter { to, from, view, message, bodies });
+            let letter = Interned::new(Letter { to, from, view, message, bodies });
+            if let Err(at) = self.letters.binary_search(&letter) {
+                self.letters.insert(at, letter);
+            }
         }
     }
 
@@ -431,27 +535,25 @@ impl World {
 
     /// I11: one site may write, or many may read.
     pub(crate) fn single_writer(&self) -> bool {
-        (0..self.latest.len()).all(|page| {
-            let access = |s: &Vec<Frame>| s[page].access;
-            let writers = self.frames.iter().filter(|s| access(s) == Access::Write).count();
-            let readers = self.frames.iter().filter(|s| access(s) == Access::Read).count();
-            writers == 0 || writers == 1 && readers == 0
+        (0..self.pages.len()).all(|page| {
+            let count = |a| self.frames_of(page).filter(|f| f.access == a).count();
+            count(Access::Write) == 0 || count(Access::Write) == 1 && count(Access::Read) == 0
         })
     }
 
     /// I12: whoever may read, reads what was written last. A site that the authority counts as dead
     /// does not exist in this world.
     pub(crate) fn last_write_read(&self) -> bool {
-        (0..self.latest.len()).all(|page| {
-            let mut read = self.frames.iter().map(|s| s[page]).filter(|f| f.access != Access::None);
-            read.all(|f| f.body == Some(self.latest[page]))
+        self.pages.iter().enumerate().all(|(at, page)| {
+            let mut read = self.frames_of(at).filter(|f| f.access != Access::None);
+            read.all(|f| f.body == Some(page.latest))
         })
     }
 
     /// I13: at most one site owns a page.
     pub(crate) fn one_owner(&self) -> bool {
-        self.keys.iter().all(|key| {
-            let owns = |s: &&Site| s.page(*key).owner;
+        self.pages.iter().all(|page| {
+            let owns = |s: &&Interned<Site>| s.page(page.key).owner;
             self.sites.iter().flatten().filter(owns).count() <= 1
         })
     }
@@ -468,23 +570,25 @@ impl World {
     /// ever.
     pub(crate) fn completes(&self, bounds: &Bounds) -> bool {
         let mut world = self.clone();
+        // What would be seen on the way does not happen.
+        let happened = &Happened::default();
         for _ in 0..40 {
             for i in 0..world.sites.len() {
                 if world.sites[i].as_ref().is_some_and(|s| s.view().number() < world.view.number())
                 {
-                    world.take(bounds, Step::LearnView(i));
+                    world.take(bounds, Step::LearnView(i), happened);
                 }
             }
             for _ in 0..1000 {
-                let Some(letter) = world.letters.pop_first() else { break };
-                world.deliver(&letter);
+                let Some(letter) = world.letters.pop() else { break };
+                world.deliver(&letter, happened);
             }
             let idle = world.sites.iter().flatten().all(|s| s.busy_count() == 0 && s.is_ready());
-            if world.waiting.is_empty() && idle && world.letters.is_empty() {
+            if world.waiting == 0 && idle && world.letters.is_empty() {
                 return true;
             }
             for i in 0..world.sites.len() {
-                world.handle(i, Event::Tick, &[]);
+                world.handle(i, Event::Tick, &[], happened);
             }
         }
         false

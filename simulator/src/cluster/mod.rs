@@ -1,15 +1,20 @@
 //! A simulated cluster: sites, frames, threads, and the one queue of what happens next. It takes
 //! steps; whether they were right is for the checkers. Read [`Cluster`] and [`Cluster::step`] first.
 
+mod rounds;
+
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use fastrand::Rng;
 use stead_coherence::{
-    Access, Config, Effect, Effects, Event, Message, Micros, PageKey, Policy, Site, SiteId, Source,
-    View,
+    Access, Config, Effect, Effects, Event, Message, Micros, PageKey, Policy, RoundId, RoundWord,
+    Site, SiteId, Version, View,
 };
+
+use rounds::Task;
+pub use rounds::{DOMAIN, Moved, RoundsDone, RoundsSeen, Section, SectionState, Stable};
 
 use crate::program::{Op, Place, Program, Surroundings, WORDS};
 
@@ -31,6 +36,8 @@ pub struct Weather {
     pub retire_us: Micros,
     /// Time that a thread thinks between two operations, at most.
     pub think_us: Micros,
+    /// Time that a capture, or anything else asked of the store, takes at most.
+    pub disk_us: Micros,
 }
 
 impl Weather {
@@ -42,6 +49,7 @@ impl Weather {
         slow_us: 0,
         retire_us: 0,
         think_us: 50,
+        disk_us: 0,
     };
 }
 
@@ -52,6 +60,10 @@ pub struct Thread {
     pub program: Program,
     /// What it is at.
     pub state: ThreadState,
+    /// The section that it is in.
+    pub section: Option<usize>,
+    /// Locks that it has.
+    locks: Vec<PageKey>,
 }
 
 /// What a thread is at.
@@ -85,6 +97,16 @@ pub struct Node {
     pub threads: Vec<Thread>,
     /// Threads that wait for locks, first come first.
     lock_line: Vec<(PageKey, usize)>,
+    /// No mutating section may begin.
+    gate_closed: bool,
+    /// It has to go back, and has not yet.
+    doomed: bool,
+    /// Locks that were asked for in sections since undone, and that come all the same.
+    pub locks_unwanted: usize,
+    /// Captures under way.
+    capturing: BTreeSet<(PageKey, Version, RoundId)>,
+    /// A stabilisation was asked for and has not ended.
+    pub stabilising: bool,
     ticks_at: Option<Micros>,
     /// Counts lives, so that what was meant for an earlier one is not delivered.
     life: u32,
@@ -102,6 +124,7 @@ enum Happening {
     Runs { site: usize, life: u32, thread: usize },
     LearnsView { site: usize, life: u32, view: Arc<View> },
     Restarts { site: usize },
+    Works { site: usize, life: u32, task: Task },
 }
 
 /// What a step did, for the checkers.
@@ -119,6 +142,10 @@ pub struct Done {
     pub locked: Option<PageKey>,
     /// A thread began or ended to wait.
     pub waits: Vec<Wait>,
+    /// Pages named as lost.
+    pub lost: Vec<PageKey>,
+    /// About sections and rounds.
+    pub rounds: RoundsDone,
 }
 
 /// A thread began or ended to wait.
@@ -188,6 +215,16 @@ pub struct Cluster {
     pub in_flight: usize,
     /// Threads whose programs are not over.
     pub threads_left: usize,
+    /// Every mutating section that ever began.
+    pub sections: Vec<Section>,
+    /// For each value stored the value that it took the place of.
+    pub replaced: HashMap<u64, u64>,
+    /// The store, and the authority.
+    pub stable: Stable,
+    /// What rounds came to.
+    pub rounds_seen: RoundsSeen,
+    /// Work for rounds that is not done yet.
+    tasks_pending: usize,
     config: Arc<Config>,
     rng: Rng,
     queue: BinaryHeap<Reverse<(Micros, u64, Slot)>>,
@@ -237,6 +274,11 @@ impl Cluster {
             frames: BTreeMap::new(),
             threads: Vec::new(),
             lock_line: Vec::new(),
+            gate_closed: false,
+            doomed: false,
+            locks_unwanted: 0,
+            capturing: BTreeSet::new(),
+            stabilising: false,
             ticks_at: None,
             life: 0,
             slow: false,
@@ -254,6 +296,11 @@ impl Cluster {
             runs: false,
             in_flight: 0,
             threads_left: 0,
+            sections: Vec::new(),
+            replaced: HashMap::new(),
+            stable: Stable::default(),
+            rounds_seen: RoundsSeen::default(),
+            tasks_pending: 0,
             config,
             rng: Rng::with_seed(seed),
             queue: BinaryHeap::new(),
@@ -269,7 +316,8 @@ impl Cluster {
     /// Adds a thread at a site, which begins soon.
     pub fn spawn(&mut self, site: usize, program: Program) {
         let threads = &mut self.nodes[site].threads;
-        threads.push(Thread { program, state: ThreadState::Thinking });
+        let state = ThreadState::Thinking;
+        threads.push(Thread { program, state, section: None, locks: Vec::new() });
         let thread = threads.len() - 1;
         self.threads_left += 1;
         self.run_later(site, thread);
@@ -288,7 +336,8 @@ impl Cluster {
         let view = self.view.number();
         let quiet =
             |site: &Site| site.busy_count() == 0 && site.is_ready() && site.view().number() == view;
-        self.in_flight == 0 && self.nodes.iter().filter_map(|n| n.site.as_ref()).all(quiet)
+        let idle = self.in_flight == 0 && self.tasks_pending == 0 && !self.round_is_on();
+        idle && self.nodes.iter().filter_map(|n| n.site.as_ref()).all(quiet)
     }
 
     /// The machine's random numbers, for whoever plans disturbances.
@@ -327,8 +376,23 @@ impl Cluster {
                 }
             }
             Happening::Restarts { site } => self.restart(site),
+            Happening::Works { site, life, task } => {
+                self.tasks_pending -= 1;
+                if self.nodes[site].life == life {
+                    self.done.site = site;
+                    self.work(site, task);
+                }
+            }
         }
         Some(std::mem::take(&mut self.done))
+    }
+
+    /// Asks for a stabilisation from outside.
+    pub fn stabilise(&mut self, site: usize) -> Done {
+        self.done = Done::default();
+        self.done.site = site;
+        self.ask_for_stabilisation(site);
+        std::mem::take(&mut self.done)
     }
 
     /// Gives an event to a site from outside.
@@ -348,6 +412,7 @@ impl Cluster {
         node.frames.clear();
         node.lock_line.clear();
         node.ticks_at = None;
+        self.forget_sections(site);
         self.disturbed_at = self.now;
         self.view = Arc::new(self.view.without(SiteId::new(site as u16)));
         self.announce(20_000);
@@ -402,6 +467,8 @@ impl Cluster {
         let state = node.threads[thread].state;
         let op = match state {
             ThreadState::Over => return,
+            // Until it goes back, nothing in a section goes on.
+            _ if node.doomed && node.threads[thread].section.is_some() => return,
             ThreadState::Waiting(op, _) => Some(op),
             ThreadState::Thinking => node.threads[thread].program.next(&self.around, &mut self.rng),
         };
@@ -431,7 +498,18 @@ impl Cluster {
                 }
             }
             Op::Unlock(lock) => {
+                self.nodes[site].threads[thread].locks.retain(|l| *l != lock);
                 self.handle(site, Event::Unlock { lock }, &[]);
+                self.go_on(site, thread);
+            }
+            Op::Enter => self.enter(site, thread),
+            Op::Leave => self.leave(site, thread),
+            Op::Stabilise => {
+                self.ask_for_stabilisation(site);
+                self.go_on(site, thread);
+            }
+            Op::GiveUp => {
+                self.handle(site, Event::GiveUp { domain: DOMAIN }, &[]);
                 self.go_on(site, thread);
             }
         }
@@ -453,6 +531,9 @@ impl Cluster {
             loaded.push(value);
         }
         self.done.loads.push((place, value));
+        if let Some(section) = self.nodes[site].threads[thread].section {
+            self.sections[section].loads.push((place, value));
+        }
         self.end_wait(site, thread, place.page, false, first_try);
     }
 
@@ -463,7 +544,11 @@ impl Cluster {
             return;
         }
         if let Some(body) = &mut frame.body {
-            body[place.word] = value;
+            let replaced = std::mem::replace(&mut body[place.word], value);
+            self.replaced.insert(value, replaced);
+        }
+        if let Some(section) = self.nodes[site].threads[thread].section {
+            self.sections[section].stores.push((place, value));
         }
         self.done.stores.push((place, value));
         self.end_wait(site, thread, place.page, true, first_try);
@@ -531,14 +616,8 @@ impl Cluster {
         match effect {
             Effect::Send { to, view, message } => self.post(i, to, view, message),
             Effect::Fill { page, source } => {
-                let body = match source {
-                    Source::Store => Some([0; WORDS]),
-                    Source::Message => places
-                        .iter()
-                        .position(|p| *p == page)
-                        .and_then(|at| bodies.get(at))
-                        .copied(),
-                };
+                let at = places.iter().position(|p| *p == page);
+                let body = self.filled(page, source, at.and_then(|at| bodies.get(at)).copied());
                 self.nodes[i].frames.entry(page).or_default().body = body;
                 self.done.pages.push(page);
             }
@@ -567,14 +646,23 @@ impl Cluster {
                 let line = &mut self.nodes[i].lock_line;
                 if let Some(at) = line.iter().position(|(l, _)| *l == lock) {
                     let (_, thread) = line.remove(at);
+                    self.nodes[i].threads[thread].locks.push(lock);
                     let ends = Wait::Ends { site: i, thread, page: lock, write: true };
                     self.done.waits.push(ends);
                     self.go_on(i, thread);
+                } else {
+                    // The section that wanted it is undone.
+                    let unwanted = &mut self.nodes[i].locks_unwanted;
+                    *unwanted = unwanted.saturating_sub(1);
+                    self.handle(i, Event::Unlock { lock }, &[]);
                 }
             }
-            Effect::Lost { page, .. } => self.done.pages.push(page),
-            Effect::Rebuilt { .. } => {}
-            other => unreachable!("no rounds are asked for here: {other:?}"),
+            Effect::Lost { page, .. } => {
+                self.done.pages.push(page);
+                self.done.lost.push(page);
+            }
+            Effect::LostHome { .. } | Effect::Rebuilt { .. } => {}
+            other => self.perform_for_rounds(i, other),
         }
     }
 
@@ -598,7 +686,7 @@ impl Cluster {
     fn post(&mut self, from: usize, to: SiteId, view: u32, message: Message) {
         let body = |page: PageKey| {
             let frame = self.nodes[from].frames.get(&page);
-            frame.and_then(|f| f.body).unwrap_or([0; WORDS])
+            frame.and_then(|f| f.body).unwrap_or_else(|| self.stable.body(page))
         };
         let bodies: Vec<Body> = match &message {
             Message::Copies { first, more, .. } => {
@@ -611,6 +699,7 @@ impl Cluster {
                 .collect(),
             _ => Vec::new(),
         };
+        self.note_sent(from, &message, &bodies);
         self.count(&message);
         if let Some(log) = &mut self.log {
             log.push((from, to, message.clone()));
@@ -634,6 +723,32 @@ impl Cluster {
             self.in_flight += 1;
             let (life, message, bodies) = (self.nodes[to].life, message.clone(), bodies.clone());
             self.push(time, Happening::Arrives { to, life, from: from_id, view, message, bodies });
+        }
+    }
+
+    /// What went out of a frame. What is read from the store is repeated only after it was taken, and
+    /// may be newer then.
+    fn note_sent(&mut self, from: usize, message: &Message, bodies: &[Body]) {
+        let frames = &self.nodes[from].frames;
+        let has_frame = |page: PageKey| frames.get(&page).is_some_and(|f| f.body.is_some());
+        match message {
+            Message::Copies { first, more, .. } => {
+                let copies = std::iter::once(first).chain(more).zip(bodies);
+                let sent = copies
+                    .filter(|(c, _)| has_frame(c.page))
+                    .map(|(c, body)| (c.page, c.version, false, *body));
+                self.done.rounds.sent.extend(sent);
+            }
+            Message::Grants { first, more } => {
+                let grants = std::iter::once(first).chain(more).filter(|g| g.body);
+                let sent = grants
+                    .zip(bodies)
+                    .filter(|(g, _)| has_frame(g.page))
+                    .map(|(g, body)| (g.page, g.version, true, *body));
+                self.done.rounds.sent.extend(sent);
+            }
+            Message::Round { word: RoundWord::Meets { .. }, .. } => self.rounds_seen.met += 1,
+            _ => {}
         }
     }
 
