@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use stead::{__Allowed as Allowed, Options, Persist, Result, Store, Vec, WrittenPages};
 
 const PAGE: usize = 4096;
@@ -121,32 +124,25 @@ fn a_refused_log_is_said_with_its_reason() {
     assert_eq!(store.counters().memory.log_readings, 0);
 }
 
-/// What the pages of [`large_stabilisations_are_whole`] always add up to.
-const TOTAL: u64 = PAGES as u64 * 1000;
+/// Pages of [`large_stabilisations_are_whole`]: 32 MiB.
+const MOVED: usize = 8 * 1024;
+/// What they always add up to.
+const TOTAL: u64 = MOVED as u64 * 1000;
 
 /// Moves amounts between pages all over the container, so that each stabilisation finds thousands written and copies
 /// most of them with the gates open.
 fn move_amounts_for_ever(dir: &std::path::Path) -> ! {
     let (store, c) = open(dir, &Options::new().interval(None));
-    if c.read(|root, _| root.pages.is_empty()).unwrap() {
-        c.exclusive(|root, tx| -> Result<()> {
-            for _ in 0..PAGES {
-                root.pages.push(tx, [1000; PAGE / 8])?;
-            }
-            Ok(())
-        })
-        .unwrap();
-    }
-    println!(">ready.");
+    let sections = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for thread in 0..2 {
-            let c = &c;
+            let (c, sections) = (&c, &sections);
             scope.spawn(move || {
                 let mut chance = fastrand::Rng::with_seed(thread);
                 loop {
                     c.exclusive(|root, tx| -> Result<()> {
-                        for _ in 0..8 {
-                            let (from, to) = (chance.usize(..PAGES), chance.usize(..PAGES));
+                        for _ in 0..1000 {
+                            let (from, to) = (chance.usize(..MOVED), chance.usize(..MOVED));
                             let amount = chance.u64(..100).min(root.pages[from][0]);
                             root.pages.get_mut(tx, from).unwrap()[0] -= amount;
                             root.pages.get_mut(tx, to).unwrap()[0] += amount;
@@ -154,12 +150,19 @@ fn move_amounts_for_ever(dir: &std::path::Path) -> ! {
                         Ok(())
                     })
                     .unwrap();
+                    sections.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
+        let mut seen = 0;
         loop {
+            // Each has thousands of pages to find.
+            while sections.load(Ordering::Relaxed) < seen + 2 {
+                std::thread::yield_now();
+            }
+            seen = sections.load(Ordering::Relaxed);
             store.stabilise().unwrap();
-            println!(">{}.", store.counters().pages_stabilised);
+            println!("\n>{}", store.counters().pages_stabilised);
         }
     })
 }
@@ -171,20 +174,40 @@ fn large_stabilisations_are_whole() {
     }
     let Some(_alone) = common::alone() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let mut pages = 0;
-    for turn in 0..4 {
-        let child = common::child("large_stabilisations_are_whole", dir.path().to_str().unwrap());
-        let lines =
-            common::run_and_kill(child, std::time::Duration::from_millis(1500 + 170 * turn));
-        let last = lines.iter().rev().find_map(|line| line[1..line.len() - 1].parse::<u64>().ok());
-        pages += last.unwrap_or(0);
-        if lines.is_empty() {
-            continue;
-        }
+    {
+        let (store, c) = open(dir.path(), &Options::new().interval(None));
+        c.exclusive(|root, tx| -> Result<()> {
+            for _ in 0..MOVED {
+                root.pages.push(tx, [1000; PAGE / 8])?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        store.stabilise().unwrap();
+    }
+    let mut chance = fastrand::Rng::with_seed(common::seed("large_stabilisations_are_whole"));
+    for _ in 0..4 {
+        let pages = kill_after_rounds(dir.path(), chance.usize(2..6), chance.u64(..20_000));
+        assert!(pages > 1000, "only {pages} pages were made stable");
         let (_store, c) = open(dir.path(), &Options::new().interval(None));
         let amounts = |root: &Root<'_>| root.pages.iter().map(|page| page[0]).sum::<u64>();
         let (count, total) = c.read(|root, _| (root.pages.len(), amounts(root))).unwrap();
-        assert!(count == 0 || total == TOTAL, "{count} pages add up to {total}");
+        assert_eq!((count, total), (MOVED, TOTAL));
     }
-    assert!(pages > PAGES as u64, "only {pages} pages were made stable");
+}
+
+/// Lets a process of [`move_amounts_for_ever`] do so many stabilisations, kills it some microseconds into the next one,
+/// and says how many pages it had made stable.
+fn kill_after_rounds(dir: &std::path::Path, rounds: usize, more_us: u64) -> u64 {
+    let mut child = common::child("large_stabilisations_are_whole", dir.to_str().unwrap())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(std::io::Result::ok);
+    let pages =
+        lines.filter_map(|line| line.strip_prefix('>')?.parse::<u64>().ok()).nth(rounds - 1);
+    std::thread::sleep(std::time::Duration::from_micros(more_us));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    pages.expect("the child stabilises until it is killed")
 }
