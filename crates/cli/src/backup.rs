@@ -64,6 +64,10 @@ impl Backup {
             written.map_err(Failure::from)
         };
         let written = match &output {
+            Some(file) if is_inside(file, &dir) => {
+                let why = "this is inside the store itself: name a file elsewhere";
+                return Err(Failure::not_done(format!("{}: {why}", file.display())));
+            }
             Some(file) => whole_file(file, write)?,
             None => write(&mut io::stdout().as_fd().try_clone_to_owned()?.into())?,
         };
@@ -83,16 +87,34 @@ impl Backup {
     }
 }
 
+/// Whether a file is, or would be, in this directory.
+fn is_inside(file: &Path, dir: &Path) -> bool {
+    let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_path_buf());
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = fs::canonicalize(parent.unwrap_or(Path::new(".")));
+    matches!((parent, fs::canonicalize(dir)), (Ok(parent), Ok(dir)) if parent == dir)
+}
+
 /// Writes beside the file, and gives it its name when all of it is on the disk.
 fn whole_file<T>(
     file: &Path,
     write: impl FnOnce(&mut File) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let at = |path: &Path, error| Failure::not_done(format!("{}: {error}", path.display()));
+    // A link stays a link, to a file that is replaced; a pipe or a device is written as it is.
+    let file = &match fs::metadata(file) {
+        Ok(found) if found.is_file() => fs::canonicalize(file).map_err(|error| at(file, error))?,
+        Ok(_) => {
+            let out = File::options().write(true).open(file);
+            return write(&mut out.map_err(|error| at(file, error))?);
+        }
+        Err(_) => file.to_path_buf(),
+    };
     let mut beside = file.as_os_str().to_owned();
-    beside.push(".part");
+    // Its own, so that two at once do not write the same one.
+    beside.push(format!(".{}.part", std::process::id()));
     let beside = PathBuf::from(beside);
-    let mut out = File::create(&beside).map_err(|error| at(&beside, error))?;
+    let mut out = File::create_new(&beside).map_err(|error| at(&beside, error))?;
     let written = write(&mut out).and_then(|written| {
         out.sync_all().map_err(|error| at(&beside, error))?;
         fs::rename(&beside, file).map_err(|error| at(file, error))?;

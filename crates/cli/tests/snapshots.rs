@@ -167,3 +167,29 @@ fn a_store_in_use_is_backed_up_and_restored() {
         .unwrap();
     assert_eq!(full_disk.status.code(), Some(4), "{full_disk:?}");
 }
+
+#[test]
+fn a_backup_goes_through_links_and_into_devices() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name);
+    let dir = at("store");
+    bank(&dir, 10);
+    let links = [("link", "file"), ("device", "/dev/null")];
+    fs::write(at("file"), "the backup of yesterday").unwrap();
+    for (link, to) in links {
+        std::os::unix::fs::symlink(to, at(link)).unwrap();
+        well(&["backup", dir.to_str().unwrap(), "-o", at(link).to_str().unwrap()]);
+        assert_eq!(fs::read_link(at(link)).unwrap(), Path::new(to));
+    }
+    well(&["restore", at("copy").to_str().unwrap(), "-i", at("file").to_str().unwrap()]);
+    assert_eq!(accounts(&at("copy")), 10);
+    for inside in ["log", "new"] {
+        let file = dir.join(inside);
+        let args = ["backup", dir.to_str().unwrap(), "-o", file.to_str().unwrap()];
+        refused(&args, 4, "system", "inside the store itself");
+    }
+    assert_eq!(accounts(&dir), 10);
+    let parts = fs::read_dir(temp.path()).unwrap();
+    assert!(parts.flatten().all(|entry| !entry.file_name().to_string_lossy().ends_with(".part")));
+}
