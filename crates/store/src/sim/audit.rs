@@ -169,8 +169,8 @@ pub(super) fn needed(store: &Store, medium: &CrashMedium) -> Result<Vec<(Place, 
     let disk = Disk { blocks, len, whole: RefCell::default() };
     let store_id = store.header.store_id;
     let mut needed = Vec::new();
-    for slot in 0..2 {
-        let block = disk.block(Place(ROOTS[slot])).ok_or("there is no root")?;
+    for (slot, &place) in ROOTS.iter().enumerate() {
+        let block = disk.block(Place(place)).ok_or("there is no root")?;
         let root = Root::decode(block, store_id, slot).ok_or("a root cannot be read")?;
         needed.extend(Walk::new(&disk, store_id, store.layout(), &root)?.needed);
     }

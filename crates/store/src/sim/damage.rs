@@ -188,7 +188,8 @@ impl Subject {
         let snapshot = withheld(&store, Some(NAME), &self.snapshot)?;
         let hit = self.hit(change);
         // If the last record is gone, a second block that was hit may have been replaced by it.
-        if !live.is_subset(&hit) && !(cut_off && matches!(change, Change::Swapped { .. })) {
+        let swapped_and_cut = cut_off && matches!(change, Change::Swapped { .. });
+        if !(live.is_subset(&hit) || swapped_and_cut) {
             return Err(format!("{live:?} are withheld, {hit:?} were hit"));
         }
         if same && !(live.is_empty() && snapshot.is_empty()) {
