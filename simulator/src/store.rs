@@ -93,7 +93,7 @@ pub fn live(first: u64, seeds: u64, options: &Options) -> Result<Counts, (u64, S
                         break;
                     }
                     let seed = first.wrapping_add(i);
-                    let sweeps = options.sweep > 0 && (i % 100 == 0);
+                    let sweeps = options.sweep > 0 && i.is_multiple_of(100);
                     let steps = if sweeps { options.sweep } else { 0 };
                     // The store's own assertions are promises as well.
                     let lived = std::panic::catch_unwind(|| lives(seed, options.crashes, steps))

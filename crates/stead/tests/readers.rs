@@ -123,8 +123,7 @@ fn read_while_it_is_written() {
         }
         owner.said();
         assert_eq!(check(), length);
-        let report =
-            store.site().verify_container(&*store.site().existing("log").unwrap()).unwrap();
+        let report = store.site().verify_container(&store.site().existing("log").unwrap()).unwrap();
         assert!(report.first_bad.is_none(), "{report}");
         if opening % 10 == 0 {
             let verified = store.site().verify_store(&mut |_| {}).unwrap();
