@@ -46,6 +46,10 @@ const FREE_MOST: usize = 64;
 /// Segments that a small store may have beyond its live data.
 const SLACK_SEGMENTS: u64 = 12;
 
+/// Segments below the stated factor at which growing ahead of need ends: what stabilisations in a hurry take shall not
+/// lead beyond it.
+const HASTE_SEGMENTS: u64 = 8;
+
 /// Segments' worth of images since the last root for which it is asked whether they are new, so that the file may
 /// become longer, or replace others.
 const UNSETTLED_SEGMENTS: u64 = 4;
@@ -270,7 +274,9 @@ impl Store {
         let segment_blocks = self.layout().segment_blocks;
         let percent = u64::from(self.space_percent.load(Ordering::Relaxed));
         let by_factor = live_blocks * percent / 100 / segment_blocks;
-        by_factor.max(live_blocks.div_ceil(segment_blocks) + SLACK_SEGMENTS)
+        by_factor
+            .saturating_sub(HASTE_SEGMENTS)
+            .max(live_blocks.div_ceil(segment_blocks) + SLACK_SEGMENTS)
     }
 
     /// Makes the file longer by `segments`; ahead of need (`prewrite`) its new blocks are written once, so
