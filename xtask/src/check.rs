@@ -83,6 +83,11 @@ pub(crate) const STEPS: &[Step] = &[
         tests: true,
     },
     Step {
+        name: "forged stores, blocks and backups, for a minute",
+        command: &["cargo", "run", "--quiet", "-p", "stead-fuzz", "--", "--seconds", "60"],
+        tests: false,
+    },
+    Step {
         name: "the code of a dereference, optimised",
         command: &["cargo", "test", "--release", "-p", "stead-heap", "--test", "generated_code"],
         env: &[],

@@ -363,12 +363,14 @@ fn blocks_of(extent: &Extent) -> impl Iterator<Item = Place> + use<> {
     (0..u64::from(extent.blocks)).map(move |i| first.plus(i))
 }
 
-/// Counts blocks that are taken or let go of in their segment.
-pub(crate) fn count(layout: Layout, tree_counts: &mut Vec<u32>, place: Place, change: i64) {
-    let segment = layout.segment(place).expect("blocks lie in segments") as usize;
+/// Counts blocks that are taken or let go of in their segment; whether there were as many as are let go of, which
+/// there are if the table is what the store has written.
+pub(crate) fn count(layout: Layout, tree_counts: &mut Vec<u32>, place: Place, change: i64) -> bool {
+    let segment = layout.segment(place).expect("a map is checked when it is read") as usize;
     if segment >= tree_counts.len() {
         tree_counts.resize(segment + 1, 0);
     }
-    let counted = i64::from(tree_counts[segment]) + change;
-    tree_counts[segment] = u32::try_from(counted).expect("a block is let go of once");
+    let counted = u32::try_from(i64::from(tree_counts[segment]) + change);
+    tree_counts[segment] = counted.unwrap_or(0);
+    counted.is_ok()
 }

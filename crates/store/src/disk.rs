@@ -9,7 +9,7 @@ use std::time::Duration;
 use stead_model::ContainerId;
 
 use crate::error::{CommitError, Damage, ReadError};
-use crate::format::{BLOCK, Entry, Located, NodeId, Sealer};
+use crate::format::{BLOCK, Entry, HEADER_BLOCKS, Located, NodeId, Sealer};
 use crate::medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
 use crate::planted::{self, Bug};
 use crate::tree::{Nodes, Origins};
@@ -393,6 +393,15 @@ impl Nodes for Disk {
                 again.and_then(|()| self.check(entry, origins, at, &block)).map_err(|_| damage)?;
             }
             read => read?,
+        }
+        let len = self.len().map_err(|source| ReadError::Io { offset: 0, source })?;
+        // What a checksum cannot tell: only a whole program that went wrong writes such a thing.
+        let blocks = len / BLOCK as u64;
+        let lies_in_file = |at: Located| {
+            at.is_never() || at.is_lost() || (HEADER_BLOCKS..blocks).contains(&at.place.0)
+        };
+        if !(0..BLOCK).step_by(16).map(|slot| Located::get(&block, slot)).all(lies_in_file) {
+            return Err(damage(entry, at, "refers to blocks beyond the file").into());
         }
         Ok(block)
     }

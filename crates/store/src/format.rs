@@ -55,6 +55,9 @@ pub(crate) const TABLE_SEGMENT_BYTES: usize = 4;
 const ROOT_FIXED: usize = 128;
 const EXTENT_BYTES: usize = 24;
 
+/// More than any number that goes up by one can come to.
+const COUNTER_MOST: u64 = 1 << 62;
+
 /// Most extents of the table that a root can name.
 pub(crate) const ROOT_EXTENTS: usize = (SEAL - ROOT_FIXED) / EXTENT_BYTES;
 
@@ -94,6 +97,11 @@ impl Located {
     /// Stands in a map for what a damaged part of it, at `place`, told: nobody knows any more.
     pub(crate) fn lost_with(place: Place) -> Located {
         Located { place: Place::LOST, checksum: place.0 }
+    }
+
+    /// As it stands in a node of a map.
+    pub(crate) fn get(node: &[u8], at: usize) -> Located {
+        Located { place: Place(get_u64(node, at)), checksum: get_u64(node, at + 8) }
     }
 
     pub(crate) fn is_lost(self) -> bool {
@@ -303,9 +311,13 @@ impl Superblock {
         put(&mut block, 40, &self.store_id.to_le_bytes());
         put(&mut block, 56, &self.base_window.to_le_bytes());
         put(&mut block, 64, &self.created.to_le_bytes());
-        let seal = xxh3_64_with_seed(&block[..SEAL], SUPERBLOCK_MAGIC);
-        put(&mut block, SEAL, &seal.to_le_bytes());
+        Superblock::seal(&mut block);
         block
+    }
+
+    pub(crate) fn seal(block: &mut [u8]) {
+        let seal = xxh3_64_with_seed(&block[..SEAL], SUPERBLOCK_MAGIC);
+        put(block, SEAL, &seal.to_le_bytes());
     }
 
     pub(crate) fn decode(block: &[u8]) -> Result<Self, BadSuperblock> {
@@ -422,9 +434,14 @@ impl Root {
             put(&mut block, at + 8, &extent.blocks.to_le_bytes());
             put(&mut block, at + 16, &extent.checksum.to_le_bytes());
         }
-        let seal = Root::seal(&block, version, slot);
-        put(&mut block, SEAL, &seal.to_le_bytes());
+        Root::put_seal(&mut block, slot);
         block
+    }
+
+    /// Seals a block as a root of the version that it says.
+    pub(crate) fn put_seal(block: &mut [u8], slot: usize) {
+        let seal = Root::seal(block, get_u32(block, 8), slot);
+        put(block, SEAL, &seal.to_le_bytes());
     }
 
     fn seal(block: &[u8], version: u32, slot: usize) -> u64 {
@@ -447,7 +464,9 @@ impl Root {
             return None;
         }
         let extents = get_u32(block, 12) as usize;
-        if extents > ROOT_EXTENTS {
+        // Generation, epoch, stabilisation and serial only ever go up by one.
+        let counters = [32, 40, 64, 72].map(|at| get_u64(block, at));
+        if extents > ROOT_EXTENTS || counters.into_iter().any(|counter| counter > COUNTER_MOST) {
             return None;
         }
         let table = (0..extents)
@@ -552,6 +571,12 @@ impl Chunk {
             put(block, at, &entry.id().0.to_le_bytes());
             put(block, at + 8, &checksum.to_le_bytes());
         }
+        Chunk::seal(block)
+    }
+
+    /// Puts in the checksum of a header, and returns it.
+    pub(crate) fn seal(block: &mut [u8]) -> u64 {
+        put(block, CHUNK_CHECKSUM, &0u64.to_le_bytes());
         let checksum = xxh3_64_with_seed(block, CHUNK_MAGIC);
         put(block, CHUNK_CHECKSUM, &checksum.to_le_bytes());
         checksum

@@ -38,7 +38,7 @@ impl<'a> Next<'a> {
     }
 
     pub(crate) fn count(&mut self, place: Place, change: i64) {
-        count(self.store.layout(), &mut self.tree_counts, place, change);
+        self.uncertain |= !count(self.store.layout(), &mut self.tree_counts, place, change);
     }
 
     fn let_go(&mut self, places: impl IntoIterator<Item = Place>) -> u64 {

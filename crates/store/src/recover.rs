@@ -207,7 +207,8 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
     }
     let Replay { position, layer, mut space, report, replay_blocks, .. } = replay;
     // Going back to the older root leaves the cold stream's end unknown.
-    let cold = if fell_back || !space.has(root.cold) { Place::NONE } else { root.cold };
+    let usable = space.has(root.cold) && layout.room(root.cold) >= 2;
+    let cold = if fell_back || !usable { Place::NONE } else { root.cold };
     if !cold.is_none() {
         space.note_cold(cold);
     }
@@ -329,7 +330,8 @@ fn load_table(
     let end = HEADER_BLOCKS + segments_in_file as u64 * layout.segment_blocks;
     for extent in &root.table {
         let offset = extent.place.offset();
-        let inside = extent.place.0.checked_add(u64::from(extent.blocks)).is_some_and(|e| e <= end);
+        let inside = extent.place.0 >= HEADER_BLOCKS
+            && extent.place.0.checked_add(u64::from(extent.blocks)).is_some_and(|e| e <= end);
         if !inside || u64::from(extent.blocks) >= layout.chunk_blocks() {
             return Err(Damage::new(offset, "the table lies beyond the end of the file").into());
         }
@@ -376,13 +378,23 @@ fn load_table(
         .ok_or_else(|| nonsense("counts more blocks than a segment has"))?;
     space.add_segments(segments_in_file - segments, true);
     let position = &root.position;
+    // Behind a chunk there is always room for another one and a block of its own.
     if !space.has(position.place)
+        || layout.room(position.place) < 2
         || !position.next_segment.is_none() && !space.has(position.next_segment)
     {
         return Err(nonsense("lies apart from the record chain"));
     }
     let versions = Versions::decode(trees, root.pinned, &rest[..lengths[2]])
         .ok_or_else(|| nonsense("names snapshots that cannot be"))?;
+    let snapshots = versions.snapshots.list.iter().flat_map(|snapshot| snapshot.trees.values());
+    let can_be = |at: Located| at.is_never() || space.has(at.place);
+    if !versions.live.values().chain(snapshots).all(|tree| can_be(tree.root())) {
+        return Err(nonsense("names a map beyond the end of the file"));
+    }
+    if versions.snapshots.pinned > end {
+        return Err(nonsense("counts more blocks of snapshots than the file has"));
+    }
     Ok((versions, space))
 }
 

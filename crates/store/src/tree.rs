@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use stead_model::{ContainerId, PageId, PageNo};
 
 use crate::error::{Damage, ReadError};
-use crate::format::{BLOCK, Located, NodeId, Place, get_u64, put};
+use crate::format::{BLOCK, Located, NodeId, Place, put};
 use crate::planted::{self, Bug};
 
 mod relocate;
@@ -102,7 +102,11 @@ impl Tree {
         root: Located,
         pages: u64,
     ) -> Option<Self> {
-        ((1..=MAX_LEVELS).contains(&levels) && !root.is_never()).then(|| Tree {
+        let can_be = (1..=MAX_LEVELS).contains(&levels)
+            && !root.is_never()
+            && !root.is_lost()
+            && pages <= PageNo::LIMIT;
+        can_be.then(|| Tree {
             container,
             origins,
             levels,
@@ -492,10 +496,7 @@ impl Node {
     }
 
     fn decode(block: &[u8], level: u8) -> Node {
-        let at = |slot: usize| Located {
-            place: Place(get_u64(block, slot * 16)),
-            checksum: get_u64(block, slot * 16 + 8),
-        };
+        let at = |slot: usize| Located::get(block, slot * 16);
         if level == 0 {
             return Node::Leaf(Box::new(std::array::from_fn(at)));
         }
@@ -552,10 +553,11 @@ impl Edit<'_> {
                     if !old.is_never() && !old.is_lost() {
                         let block = Block::Page(page);
                         self.released.push(Released { block, place: old.place });
-                        self.pages -= 1;
+                        // The number that the table told may be wrong; it is for people.
+                        self.pages = self.pages.saturating_sub(1);
                     }
                     if !at.is_never() {
-                        self.pages += 1;
+                        self.pages = self.pages.saturating_add(1);
                     }
                 }
             }

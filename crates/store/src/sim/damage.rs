@@ -89,6 +89,10 @@ impl Subject {
         Ok(Subject { bytes, older, stranger, live, before, before_that, snapshot, owners })
     }
 
+    pub(super) fn image(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Bytes of the image.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -4,6 +4,7 @@
 mod audit;
 mod blocks;
 pub mod damage;
+pub mod forge;
 pub mod groups;
 mod medium;
 mod model;
