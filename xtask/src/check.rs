@@ -85,6 +85,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step {
         name: "forged stores, blocks and backups, for a minute",
         command: &["cargo", "run", "--quiet", "-p", "stead-fuzz", "--", "--seconds", "60"],
+        env: &[],
         tests: false,
     },
     Step {

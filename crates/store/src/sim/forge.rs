@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use stead_model::{PAGE_SIZE, PageId, PageNo};
+use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
 use super::damage::Subject;
 use super::{CrashMedium, SplitMix};
@@ -15,7 +15,6 @@ use crate::format::{
 };
 use crate::store::Store;
 use crate::view::View;
-use stead_model::ContainerId;
 
 /// Pages of a forged store that are read at the most: a forger may name as many as it likes.
 const PAGES_READ: usize = 4000;
@@ -23,7 +22,6 @@ const PAGES_READ: usize = 4000;
 /// A block whose checksum stands in another one, 16 bytes in which place comes first and checksum second.
 struct Link {
     entry: Entry,
-    child: Place,
     parent: Place,
     /// Where in the parent.
     at: usize,
@@ -85,8 +83,8 @@ impl Forger {
         serials.sort_unstable();
         forger.chain = serials.into_iter().map(|(_, place)| place).collect();
         forger.bytes.clone_from(&bytes);
-        for slot in 0..2 {
-            let root = Root::decode(block(ROOTS[slot]), store_id, slot).ok_or("no root")?;
+        for (slot, place) in ROOTS.into_iter().enumerate() {
+            let root = Root::decode(block(place), store_id, slot).ok_or("no root")?;
             let Some(extent) = root.table.first() else { continue };
             for row in 0..root.containers as usize {
                 let at = row * TABLE_CONTAINER_BYTES;
@@ -96,7 +94,7 @@ impl Forger {
                 let child = Place(get_u64(bytes, at + 8));
                 let node = NodeId { container, level, index: 0 };
                 forger.node(node, child);
-                forger.links.push(Link { entry: Entry::Node(node), child, parent, at: at + 8 });
+                forger.links.push(Link { entry: Entry::Node(node), parent, at: at + 8 });
             }
         }
         Ok(forger)
@@ -121,7 +119,7 @@ impl Forger {
                 self.node(below, child);
                 Entry::Node(below)
             };
-            self.links.push(Link { entry, child, parent: place, at: slot * 16 });
+            self.links.push(Link { entry, parent: place, at: slot * 16 });
         }
     }
 
@@ -188,7 +186,7 @@ impl Forger {
             let parent = range(link.parent).start + link.at;
             // What is named there now, as that for which it is named.
             let child = Place(get_u64(bytes, parent));
-            if child.0 < blocks && !(child.is_none() && !link.child.is_none()) {
+            if child.0 < blocks && !child.is_none() {
                 let checksum = sealer.block(link.entry, &bytes[range(child)]);
                 put(bytes, parent + 8, &checksum.to_le_bytes());
             }
