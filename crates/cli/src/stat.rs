@@ -16,6 +16,9 @@ pub(crate) struct Found {
     last_unix_ns: u64,
     file_bytes: u64,
     live_bytes: u64,
+    /// What only snapshots hold.
+    pinned_bytes: u64,
+    snapshots: usize,
     segments: usize,
     free_segments: usize,
     /// How the log is read and written.
@@ -92,6 +95,8 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
         last_unix_ns: s.last_time,
         file_bytes: s.file_bytes,
         live_bytes: s.live_bytes,
+        pinned_bytes: s.pinned_bytes,
+        snapshots: s.snapshots,
         segments: s.segments,
         free_segments: s.free_segments,
         medium: stat.medium,
@@ -119,6 +124,10 @@ impl Report for Found {
             self.free_segments,
             self.segments
         );
+        if self.snapshots > 0 {
+            let pinned = bytes(self.pinned_bytes);
+            crate::say!("  snapshots            {}, which alone hold {pinned}", self.snapshots);
+        }
         crate::say!("  written              {}", self.medium);
         crate::say!("  written pages        found by {}", self.written_pages);
         crate::say!("  containers           {}", self.containers.len() - 1);

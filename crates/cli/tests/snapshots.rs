@@ -43,6 +43,11 @@ fn states_are_named_used_and_forgotten() {
     bank(&path, 11);
     let json = well(&["snapshot", "take", dir, "tuesday"]).json();
     assert_eq!(json["snapshots"][1]["name"], "tuesday");
+    let stat = well(&["stat", dir]).json();
+    assert_eq!(stat["snapshots"], 2);
+    assert!(stat["pinned_bytes"].as_u64().unwrap() > 0, "what monday alone has");
+    let stat = run(&["stat", dir], &[]).out;
+    assert!(stat.contains("  snapshots            2, which alone hold "), "{stat}");
     assert!(
         json["snapshots"][0]["stored_bytes"].as_u64()
             <= json["snapshots"][1]["stored_bytes"].as_u64()
