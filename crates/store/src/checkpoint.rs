@@ -284,7 +284,9 @@ impl Store {
         }
     }
 
-    fn replace_unusable_root(
+    /// After opening by the older root: writes it again in the slot of the newer one, which may refer to what counts as
+    /// free here. Comes before anything else is written.
+    pub(crate) fn replace_unusable_root(
         &self,
         keeper: &mut Keeper,
         since: Failures,

@@ -272,6 +272,7 @@ impl Store {
             return Ok(());
         }
         let since = self.disk.failures();
+        self.replace_unusable_root(keeper, since)?;
         let scarce = self.state().space.free_segments() <= COLD_RESERVE;
         let stream = if scarce && keeper.moved.room(self) == 0 {
             // Better mixed with the map than not at all.

@@ -58,6 +58,8 @@ impl Store {
         keeper: &mut Keeper,
         target: usize,
     ) -> Result<Shrunk, CommitError> {
+        // Nothing may be cut before that.
+        self.replace_unusable_root(keeper, self.disk.failures())?;
         let tail = self.state().space.tail(target);
         if tail.segments == 0 {
             return Ok(Shrunk::Cut);

@@ -80,6 +80,7 @@ impl Store {
             }
         }
         let since = self.disk.failures();
+        self.replace_unusable_root(keeper, since)?;
         let mut moves = Vec::new();
         keeper.moved.epoch = keeper.cold.epoch;
         keeper.moved.purpose = Purpose::Tidying;
