@@ -4,14 +4,14 @@
 //! and 16 bytes in hexadecimal. It was written by the test `write`, which only writes where
 //! `STEAD_WRITE_GOLDEN` says.
 
+mod images;
+
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::io::IoSlice;
 use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 use stead_store::sim::CrashMedium;
-use stead_store::{CreateOptions, Medium, Store, Stored};
+use stead_store::{CreateOptions, Store, Stored};
 
 fn id(container: u32, page: u64) -> PageId {
     PageId { container: ContainerId(container), page: PageNo(page) }
@@ -67,36 +67,12 @@ fn write() {
     store.commit(&mut batch).unwrap();
     drop(store);
 
-    let len = medium.len().unwrap();
-    let mut text = format!("{len:#x}\n");
-    for offset in (0..len).step_by(16) {
-        let mut row = [0; 16];
-        medium.read(offset, &mut row).unwrap();
-        if row != [0; 16] {
-            let hex: String = row.iter().map(|byte| format!("{byte:02x}")).collect();
-            writeln!(text, "{offset:x} {hex}").unwrap();
-        }
-    }
-    std::fs::write(path, text).unwrap();
+    images::write(&medium, std::path::Path::new(&path));
 }
 
 /// The file, as it was.
 fn read() -> CrashMedium {
-    let text = include_str!("golden/version-1.txt");
-    let mut lines = text.lines();
-    let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
-    let mut bytes = vec![0; hex(lines.next().unwrap()) as usize];
-    for line in lines {
-        let (offset, row) = line.split_once(' ').unwrap();
-        for i in 0..16 {
-            bytes[hex(offset) as usize + i] = hex(&row[2 * i..2 * i + 2]) as u8;
-        }
-    }
-    let medium = CrashMedium::new(0);
-    medium.set_len(bytes.len() as u64).unwrap();
-    medium.write(0, &[IoSlice::new(&bytes)]).unwrap();
-    medium.sync().unwrap();
-    medium
+    images::read(include_str!("golden/version-1.txt"))
 }
 
 #[test]
