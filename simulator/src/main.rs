@@ -22,9 +22,15 @@ enum Command {
         /// Seeds to run.
         #[arg(long, default_value_t = 100)]
         seeds: u64,
+        /// The first of them.
+        #[arg(long, default_value_t = 0)]
+        first: u64,
         /// Run this seed alone.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "first")]
         seed: Option<u64>,
+        /// Print all that happens in it.
+        #[arg(long, requires = "seed")]
+        trace: bool,
     },
     /// A store under crashes, failing and lying disks: a life for each seed.
     Store(store::Options),
@@ -40,7 +46,10 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Protocol { seeds, seed } => run_protocol(seeds, seed),
+        Command::Protocol { seeds, first, seed, trace } => {
+            let seeds = seed.map_or(first..first.saturating_add(seeds), |seed| seed..seed + 1);
+            run_protocol(seeds, trace)
+        }
         Command::Store(options) => store::run(&options),
         Command::Counts => {
             let head = ["manager", "fault", "expected", "counted", "after", "bodies"];
@@ -67,12 +76,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_protocol(seeds: u64, seed: Option<u64>) -> ExitCode {
-    let seeds = seed.map_or(0..seeds, |seed| seed..seed + 1);
+fn run_protocol(seeds: std::ops::Range<u64>, trace: bool) -> ExitCode {
     let (mut count, mut steps, mut messages, mut crashes) = (0u64, 0u64, 0u64, 0u64);
     let mut rounds = RoundsSeen::default();
     for seed in seeds {
-        match protocol::run(seed) {
+        let run = if trace { protocol::trace } else { protocol::run };
+        match run(seed) {
             Ok(report) => {
                 count += 1;
                 steps += report.steps;
@@ -82,7 +91,9 @@ fn run_protocol(seeds: u64, seed: Option<u64>) -> ExitCode {
             }
             Err(what) => {
                 eprintln!("seed {seed}: {what}");
-                eprintln!("again with: cargo run --release -p simulator -- protocol --seed {seed}");
+                eprintln!(
+                    "again with: cargo run --release -p simulator -- protocol --seed {seed} --trace"
+                );
                 return ExitCode::FAILURE;
             }
         }

@@ -47,6 +47,8 @@ pub struct Plan {
     pub crashes: u32,
     /// Times that a machine is cut off.
     pub cuts: u32,
+    /// All that happens is printed.
+    pub trace: bool,
 }
 
 impl Plan {
@@ -81,6 +83,7 @@ impl Plan {
             weather,
             crashes: if bad && sites > 2 { rng.u32(..3) } else { 0 },
             cuts: if bad { rng.u32(..3) } else { 0 },
+            trace: false,
         }
     }
 
@@ -109,6 +112,7 @@ impl Plan {
         };
         let mut cluster = Cluster::new(self.seed, self.sites, config, around, self.weather);
         cluster.runs = self.workload.asks_runs();
+        cluster.trace = self.trace;
         for thread in 0..self.threads * self.sites as usize {
             let program = Program::new(self.workload, thread, self.ops);
             cluster.spawn(thread % self.sites as usize, program);
@@ -131,6 +135,16 @@ impl Plan {
 /// What a checker found, with the plan and the step.
 pub fn run(seed: u64) -> Result<Report, String> {
     let plan = Plan::draw(seed);
+    let config = plan.config();
+    run_plan(&plan, config)
+}
+
+/// Runs a seed, and prints all that happens.
+///
+/// # Errors
+/// What a checker found, with the plan and the step.
+pub fn trace(seed: u64) -> Result<Report, String> {
+    let plan = Plan { trace: true, ..Plan::draw(seed) };
     let config = plan.config();
     run_plan(&plan, config)
 }
@@ -205,7 +219,7 @@ impl Run {
             let last: Vec<String> = last.iter().map(|entry| format!("\n  {entry:?}")).collect();
             return Err(format!("it does not come to rest; the last messages:{}", last.concat()));
         }
-        let done = self.cluster.step().ok_or("nothing happens any more")?;
+        let done = self.cluster.step().ok_or_else(|| self.cluster.unfinished())?;
         self.check(&done)
     }
 
@@ -227,7 +241,7 @@ impl Run {
             let mut ended = done.rounds.ended;
             while self.cluster.nodes[site].stabilising && ended.is_none() {
                 self.steps += 1;
-                let done = self.cluster.step().ok_or("nothing happens any more")?;
+                let done = self.cluster.step().ok_or_else(|| self.cluster.unfinished())?;
                 self.check(&done)?;
                 if done.site == site {
                     ended = done.rounds.ended;

@@ -52,6 +52,8 @@ pub enum Event {
     Captured {
         /// The page.
         page: PageKey,
+        /// The version that was to be captured.
+        version: Version,
         /// The round.
         round: RoundId,
     },

@@ -63,6 +63,11 @@ impl Lead {
         if self.stage == Stage::Gathering { self.due.min(self.deadline) } else { self.due }
     }
 
+    /// Whether it has become stable, or need not.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.stage, Stage::Gathering | Stage::Telling)
+    }
+
     /// Whether a site went back and a member that has to do the same has not heard of it yet, so that
     /// the cut would have sections by half (I18): one took what is void, or one stored to a page with
     /// which another went back.
@@ -180,9 +185,13 @@ impl Site {
                 }
             }
             (RoundWord::Meets { other }, Some(Stage::Gathering)) => {
-                if other < round {
+                if self.coordinates(other) {
+                    // This site leads one round at a time: the other is over, and its end was not
+                    // heard.
+                    self.tell(id, from, other, RoundWord::Abort, turn);
+                } else if other < round {
                     // Whoever gives way goes with the other, so its caller need not ask again.
-                    let wished = domain.wished;
+                    let wished = self.domains.entry(id).wished;
                     self.abort_round(id, false, turn);
                     let domain = self.domains.entry(id);
                     if wished {
@@ -235,8 +244,10 @@ impl Site {
         let known = lead.seats.get(site).is_some();
         let seat = lead.seats.entry(site);
         let wider = taken_at.is_none() && seat.taken_at.is_some();
+        // Someone else took of it later: what it answers to the question before is not enough.
+        let later = seat.taken_at.zip(taken_at).is_some_and(|(asked, now)| now > asked);
         let again = match seat.state {
-            SeatState::Asked => !known || wider,
+            SeatState::Asked => !known || wider || later,
             SeatState::Observer => true,
             SeatState::Quiet | SeatState::Kept | SeatState::Told => false,
         };
@@ -290,6 +301,7 @@ impl Site {
         }
         self.end_wish(id, Outcome::Stable { round }, turn);
         self.end_if_told(id, turn);
+        self.rebuild_goes_on(turn);
     }
 
     fn end_if_told(&mut self, id: DomainId, turn: &mut Turn) {

@@ -94,12 +94,13 @@ impl Site {
         };
         let told = core::mem::take(&mut self.rebuild.told);
         self.view = view;
-        self.rebuild = Rebuild { over: false, begun: true, whole, past, ..Rebuild::new(true) };
+        self.rebuild = Rebuild { whole, past, ..Rebuild::new(true) };
         self.forget_gone(&gone);
         self.rounds_in_new_view(&gone, turn);
         let reports = self.reports(&gone, told);
         self.rebuild.gone = gone;
         self.rebuild.unheard = reports;
+        self.rebuild.begun = true;
         self.rebuild_say(turn);
     }
 
@@ -172,7 +173,9 @@ impl Site {
                 // The home also where the owner lives: it may have been named before it took the
                 // page, and the giver be dead (I21).
                 let role = Role::Missing(page.owner);
-                held.push(Held { page: key, version: page.version, role });
+                // What was refused is with its giver, who may still be giving it with this version.
+                let version = if page.refused { page.version.before() } else { page.version };
+                held.push(Held { page: key, version, role });
             }
         }
         for (key, version) in dropped {
@@ -225,13 +228,23 @@ impl Site {
     fn rebuild_say(&mut self, turn: &mut Turn) {
         self.rebuild.due = turn.now + self.config.retry_us;
         let mut next = self.rebuild.unheard.key_at(0);
-        if next.is_none() {
+        // What a round has captured and not made stable yet would be missing from what a home reads
+        // from the store (I20).
+        let settled = self.rounds_are_settled() || planted!(self, ReadBeforeCommit);
+        if next.is_none() && settled {
             self.send(self.view.first_site(), Message::Ready, turn);
         }
         while let Some(home) = next {
             let pages = self.rebuild.unheard.get(home).cloned().unwrap_or_default();
             self.send(home, Message::Report { pages }, turn);
             next = self.rebuild.unheard.key_after(home);
+        }
+    }
+
+    /// A round has ended, for which this site may have waited.
+    pub(crate) fn rebuild_goes_on(&mut self, turn: &mut Turn) {
+        if !self.rebuild.over && self.rebuild.begun && self.rebuild.unheard.len() == 0 {
+            self.rebuild_say(turn);
         }
     }
 
@@ -374,6 +387,16 @@ impl Site {
         let version = Version::first_of(self.view.number());
         turn.out.push(Effect::Lost { page: key, with });
         self.learn_home_entry(key, self.me, version, turn);
+        if let Some(leaving) = self.busy.get_mut(key).and_then(|b| b.leaving.take()) {
+            // Given, taken, and gone since. What is given from now on is read from the store, and not
+            // from the frame that was kept.
+            if leaving.frame {
+                turn.out.push(Effect::Release { page: key });
+            }
+            if leaving.capture {
+                self.one_less_to_capture(key, turn);
+            }
+        }
         copies.remove(self.me);
         let owner = self.me;
         let page = Page { version, owner, own: true, stored: true, ..Page::default() };
@@ -444,6 +467,9 @@ impl Site {
         let Some(leaving) = busy.leaving.take() else { return };
         match keep {
             // Here again as its home, with its stable contents.
+            _ if page.own && leaving.frame && page.stored => {
+                turn.out.push(Effect::Release { page: key });
+            }
             _ if page.own => {}
             None if leaving.frame && page.access == Access::None => {
                 turn.out.push(Effect::Release { page: key });

@@ -115,6 +115,8 @@ pub enum Message {
     WentBack {
         /// The domain.
         domain: DomainId,
+        /// The colour named by it.
+        colour: u32,
     },
     /// About a round of stabilisation.
     Round {
@@ -305,12 +307,16 @@ impl Message {
         }
     }
 
-    /// Whether it is heard before the homes of a view are rebuilt.
+    /// Whether it is heard before the homes of a view are rebuilt. Rounds under way end meanwhile, as
+    /// homes are not whole before (I20); none begin.
     pub(crate) fn belongs_to_rebuild(&self) -> bool {
-        matches!(
-            self,
-            Message::Report { .. } | Message::Reported | Message::Ready | Message::Resume
-        )
+        match self {
+            Message::Report { .. } | Message::Reported | Message::Ready | Message::Resume => true,
+            Message::Round { word, .. } => {
+                !matches!(word, RoundWord::Close { .. } | RoundWord::Meets { .. } | RoundWord::Join)
+            }
+            _ => false,
+        }
     }
 
     /// Whether a program waits for it: a request, its answer, an invalidation or its answer. The

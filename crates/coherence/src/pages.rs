@@ -811,6 +811,10 @@ impl Site {
         if leaving.frame {
             turn.out.push(Effect::Map { page: key, access: Access::Read });
         }
+        if page.due {
+            // What is asked for names the version that was kept.
+            self.capture(key, turn);
+        }
         self.pump(key, turn);
     }
 

@@ -54,6 +54,10 @@ pub enum Bug {
     SameVersion,
     /// A page that tells of the cut is taken over the frame that the cut is to capture (I19).
     ForgetLeavingCapture,
+    /// Homes are whole, and read from the store, while a round is being committed (I20).
+    ReadBeforeCommit,
+    /// Any answer will do for the last word to go back (I18).
+    ForgetWhichBack,
     /// The frame is dropped when the page is sent, not when it arrived (I15).
     DropFrame,
 }

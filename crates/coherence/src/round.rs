@@ -6,10 +6,10 @@ use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use crate::effect::{Effect, Outcome};
-use crate::ids::{Access, DomainId, Micros, PageKey, RoundId, SiteId};
+use crate::ids::{Access, DomainId, Micros, PageKey, RoundId, SiteId, Version};
 use crate::lead::Lead;
 use crate::message::{Message, RoundWord};
-use crate::site::{Site, Turn};
+use crate::site::{Site, Turn, Want};
 use crate::site_set::SiteSet;
 use crate::sorted_map::SortedMap;
 use crate::table::Page;
@@ -50,6 +50,9 @@ pub(crate) struct Domain {
     /// Who has still to hear that this site went back, and because of whom.
     telling: SiteSet,
     telling_because: Option<SiteId>,
+    telling_due: Micros,
+    /// The colour with which it went back last.
+    back_at: u32,
     /// Sites that went back: what they gave with a lower colour is void.
     void: SortedMap<SiteId, u32>,
     /// Colours of this site of which what was done is gone, as it went back.
@@ -142,11 +145,13 @@ impl Domain {
 
     pub(crate) fn next_tick(&self) -> Option<Micros> {
         let member = match self.phase {
-            Phase::Open => (self.follows.is_some() || !self.telling.is_empty()).then_some(self.due),
+            Phase::Open => self.follows.is_some().then_some(self.due),
             Phase::Closing { until, .. } => Some(until),
             Phase::Quiet { .. } | Phase::Keeping { .. } | Phase::Kept { .. } => Some(self.due),
         };
-        member.into_iter().chain(self.lead.as_ref().map(Lead::next_tick)).min()
+        let telling = (!self.telling.is_empty()).then_some(self.telling_due);
+        let lead = self.lead.as_ref().map(Lead::next_tick);
+        member.into_iter().chain(telling).chain(lead).min()
     }
 }
 
@@ -478,35 +483,48 @@ impl Site {
         }
     }
 
-    pub(crate) fn captured(&mut self, key: PageKey, round: RoundId, turn: &mut Turn) {
+    /// A capture of another version was asked for before the page came back here; the one that counts
+    /// comes yet.
+    pub(crate) fn captured(
+        &mut self,
+        key: PageKey,
+        version: Version,
+        round: RoundId,
+        turn: &mut Turn,
+    ) {
         let Some(id) = self.domain_of(key) else { return };
         let mut page = self.load(key);
         let domain = self.domains.entry(id);
         if domain.phase.round() != Some(round) {
             return;
         }
-        let keeping = matches!(domain.phase, Phase::Keeping { .. });
         let leaving = self.busy.get_mut(key).and_then(|b| b.leaving.as_mut());
-        if page.own && page.due {
+        if page.own && page.due && page.version == version {
             page.due = false;
             page.captured = true;
             self.table.set(key, &page);
         } else if let Some(leaving) = leaving
             && leaving.capture
+            && leaving.kept_version == version
         {
             leaving.capture = false;
             leaving.captured = true;
         } else {
             return;
         }
-        if keeping {
-            let domain = self.domains.entry(id);
+        self.one_less_to_capture(key, turn);
+        self.pump(key, turn);
+    }
+
+    pub(crate) fn one_less_to_capture(&mut self, key: PageKey, turn: &mut Turn) {
+        let Some(id) = self.domain_of(key) else { return };
+        let domain = self.domains.entry(id);
+        if let Phase::Keeping { round } = domain.phase {
             domain.uncaptured -= 1;
             if domain.uncaptured == 0 {
                 turn.out.push(Effect::Persist { round, domain: id });
             }
         }
-        self.pump(key, turn);
     }
 
     pub(crate) fn persisted(&mut self, round: RoundId, id: DomainId, turn: &mut Turn) {
@@ -589,7 +607,16 @@ impl Site {
         }
     }
 
+    /// Whether no round that this site knows of can still become stable.
+    pub(crate) fn rounds_are_settled(&self) -> bool {
+        self.domains.iter().all(|(_, domain)| {
+            let member = matches!(domain.phase, Phase::Open | Phase::Closing { .. });
+            member && domain.lead.as_ref().is_none_or(Lead::is_settled)
+        })
+    }
+
     fn after_round(&mut self, id: DomainId, turn: &mut Turn) {
+        self.rebuild_goes_on(turn);
         let domain = self.domains.entry(id);
         if let Some(because) = domain.go_back.take() {
             self.go_back(id, because, turn);
@@ -646,6 +673,9 @@ impl Site {
     /// Says again, gives up, or asks for the fate, so that every phase ends (I19).
     fn member_tick(&mut self, id: DomainId, turn: &mut Turn) {
         let again = turn.now + self.config.retry_us;
+        if self.domains.entry(id).telling_due <= turn.now {
+            self.tell_partners(id, turn);
+        }
         let domain = self.domains.entry(id);
         let due = domain.due <= turn.now;
         if due {
@@ -655,9 +685,6 @@ impl Site {
             Phase::Open => {
                 if due && let Some(round) = domain.follows {
                     self.say(id, round, RoundWord::Join, turn);
-                }
-                if due {
-                    self.tell_partners(id, turn);
                 }
             }
             Phase::Closing { asked, until } if until <= turn.now => {
@@ -715,6 +742,7 @@ impl Site {
     pub(crate) fn rounds_resume(&mut self, turn: &mut Turn) {
         let mut next = self.domains.key_at(0);
         while let Some(id) = next {
+            self.tell_partners(id, turn);
             self.start_wished(id, turn);
             next = self.domains.key_after(id);
         }
@@ -755,16 +783,24 @@ impl Site {
             domain.doomed = true;
             turn.out.push(Effect::Doomed { domain: id, because });
         }
-        self.send(from, Message::WentBack { domain: id }, turn);
+        self.send(from, Message::WentBack { domain: id, colour }, turn);
     }
 
-    pub(crate) fn heard_to_go_back(&mut self, from: SiteId, id: DomainId) {
-        self.domains.entry(id).telling.remove(from);
+    pub(crate) fn heard_to_go_back(&mut self, from: SiteId, id: DomainId, colour: u32) {
+        let any = planted!(self, ForgetWhichBack);
+        let domain = self.domains.entry(id);
+        // It may be the answer to what was told before.
+        if colour >= domain.back_at || any {
+            domain.telling.remove(from);
+        }
     }
 
+    /// In whatever phase: rounds come to nothing until they have heard.
     fn tell_partners(&mut self, id: DomainId, turn: &mut Turn) {
+        let again = turn.now + self.config.retry_us;
         let domain = self.domains.entry(id);
         let Some(because) = domain.telling_because else { return };
+        domain.telling_due = again;
         let (colour, partners) = (domain.colour, domain.telling.clone());
         for partner in partners.iter() {
             self.send(partner, Message::GoBack { domain: id, because, colour }, turn);
@@ -774,7 +810,6 @@ impl Site {
     /// Every modified page is again what it was in the stable state, under a new version (I14);
     /// partners are told to do the same.
     pub(crate) fn go_back(&mut self, id: DomainId, because: SiteId, turn: &mut Turn) {
-        let due = turn.now + self.config.retry_us;
         let view = self.view.clone();
         let me = self.me;
         let domain = self.domains.entry(id);
@@ -808,8 +843,8 @@ impl Site {
         }
         domain.colour += 1;
         domain.settled = domain.colour;
+        domain.back_at = domain.colour;
         domain.telling_because = Some(because);
-        domain.due = due;
         for site in links.sites() {
             if site != me && view.contains(site) {
                 domain.telling.insert(site);
@@ -855,10 +890,16 @@ impl Site {
     fn return_to_store(&mut self, key: PageKey, turn: &mut Turn) {
         let mut page = self.load(key);
         let mut readers = self.table.take_readers(key, &mut page);
+        let number = self.next_number();
         if let Some(busy) = self.busy.get_mut(key) {
             readers.extend(&busy.acks);
             busy.acks = SiteSet::new();
-            busy.install = Access::None;
+            let waits = core::mem::take(&mut busy.install);
+            if waits != Access::None && busy.want.is_none() {
+                // Whoever waited for the copies to go still waits for the page.
+                let (write, due) = (waits == Access::Write, turn.now + self.config.retry_us);
+                busy.want = Some(Want { number, write, run: 0, with: None, due, optional: false });
+            }
         }
         if !page.stored {
             turn.out.push(Effect::Revoke { page: key, keep: false });

@@ -152,7 +152,7 @@ impl Site {
             Event::View(view) => self.change_view(view, turn),
             Event::Lock { lock, with } => self.lock(lock, with, turn),
             Event::Unlock { lock } => self.unlock(lock, turn),
-            Event::Captured { page, round } => self.captured(page, round, turn),
+            Event::Captured { page, version, round } => self.captured(page, version, round, turn),
             Event::Stabilise { domain } => self.stabilise(domain, turn),
             Event::Drained { domain } => self.drained(domain, turn),
             Event::Persisted { round, domain } => self.persisted(round, domain, turn),
@@ -320,7 +320,7 @@ impl Site {
             Message::GoBack { domain, because, colour } => {
                 self.told_to_go_back(from, domain, because, colour, turn);
             }
-            Message::WentBack { domain } => self.heard_to_go_back(from, domain),
+            Message::WentBack { domain, colour } => self.heard_to_go_back(from, domain, colour),
             Message::Round { round, domain, word } => {
                 self.round_word(from, round, domain, word, turn);
             }

@@ -1,12 +1,14 @@
 //! Single sites and small groups, step by step: the minimum hold, queues that travel, locks that cost
-//! nothing to take again, pages that come with a lock, going back. Read [`Group`] first.
+//! nothing to take again, pages that come with a lock, going back, and mistakes that need too rare a
+//! chain of events to wait for. Read [`Group`] first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use stead_coherence::planted::Bug;
 use stead_coherence::{
     Access, ClusterConfig, ClusterId, Config, DomainId, Effect, Effects, Event, Manager, Message,
-    PageKey, Policy, Site, SiteId, View,
+    PageKey, Policy, RoundId, Site, SiteId, Source, View,
 };
 
 const PAGE: PageKey = PageKey::new(1, 0);
@@ -19,23 +21,38 @@ struct Group {
     now: u64,
     done: Vec<(usize, Effect)>,
     sent: usize,
+    /// Messages that do not arrive, but wait in `aside`.
+    holds: fn(&Message) -> bool,
+    aside: Vec<(usize, Event)>,
 }
 
 impl Group {
     fn new(count: u16) -> Group {
+        Group::with(count, None)
+    }
+
+    fn with(count: u16, bug: Option<Bug>) -> Group {
         let cluster = |id, policy, domain| ClusterConfig {
             id: ClusterId(id),
             manager: Manager::Central(SiteId::new(0)),
             policy,
             domain,
         };
-        let config = Arc::new(Config::new(vec![
+        let mut config = Config::new(vec![
             cluster(1, Policy::Invalidate, Some(DOMAIN)),
             cluster(2, Policy::Lock, None),
-        ]));
-        let view = Arc::new(View::first(count));
+        ]);
+        config.planted = bug;
+        let (config, view) = (Arc::new(config), Arc::new(View::first(count)));
         let site = |i| Site::new(SiteId::new(i), config.clone(), view.clone());
-        Group { sites: (0..count).map(site).collect(), now: 0, done: Vec::new(), sent: 0 }
+        Group {
+            sites: (0..count).map(site).collect(),
+            now: 0,
+            done: Vec::new(),
+            sent: 0,
+            holds: |_| false,
+            aside: Vec::new(),
+        }
     }
 
     fn give(&mut self, site: usize, event: Event) {
@@ -50,14 +67,24 @@ impl Group {
                 };
                 self.sent += 1;
                 let from = SiteId::new(at as u16);
-                let event = Event::Message { from, view, message };
-                events.push_back((usize::from(to.get()), event));
+                let held = (self.holds)(&message);
+                let event = (usize::from(to.get()), Event::Message { from, view, message });
+                if held {
+                    self.aside.push(event);
+                } else {
+                    events.push_back(event);
+                }
             }
         }
     }
 
     fn fault(&mut self, site: usize, page: PageKey, write: bool) {
         self.give(site, Event::Fault { page, run: 0, write });
+    }
+
+    /// What has been done since the last time that someone asked.
+    fn take_done(&mut self) -> Vec<(usize, Effect)> {
+        std::mem::take(&mut self.done)
     }
 
     fn tick(&mut self, now: u64) {
@@ -210,4 +237,93 @@ fn an_unknown_cluster_is_ignored() {
     }
     assert_eq!(group.sites[0], before);
     assert_eq!(group.sent, 0);
+}
+
+/// Leads a round of site 1, which has a modified page, to where it is being committed.
+fn round_being_committed(group: &mut Group) -> RoundId {
+    group.fault(1, PAGE, true);
+    group.give(1, Event::Stabilise { domain: DOMAIN });
+    group.give(1, Event::Drained { domain: DOMAIN });
+    let capture = |(_, effect): &(usize, Effect)| match effect {
+        Effect::Capture { page, version, round } => Some((*page, *version, *round)),
+        _ => None,
+    };
+    let (page, version, round) = group.done.iter().find_map(capture).expect("a capture");
+    group.give(1, Event::Captured { page, version, round });
+    group.give(1, Event::Persisted { round, domain: DOMAIN });
+    let commits = |(_, effect): &(usize, Effect)| matches!(effect, Effect::Commit { .. });
+    assert!(group.done.iter().any(commits));
+    round
+}
+
+/// Whether a page that was lost is read from the store before the round that has it is in the store.
+fn reads_before_the_commit(bug: Option<Bug>) -> bool {
+    let mut group = Group::with(3, bug);
+    let round = round_being_committed(&mut group);
+    group.fault(2, PAGE, true);
+    group.tick(1_000);
+    assert!(group.sites[2].page(PAGE).owner, "it left after it was captured");
+    let without = Arc::new(View::first(3).without(SiteId::new(2)));
+    for site in [0, 1] {
+        group.give(site, Event::View(without.clone()));
+    }
+    let reads = |group: &mut Group| {
+        let fill = Effect::Fill { page: PAGE, source: Source::Store };
+        group.take_done().contains(&(0, fill))
+    };
+    group.take_done();
+    group.fault(0, PAGE, false);
+    if reads(&mut group) {
+        return true;
+    }
+    group.give(1, Event::Committed { round, domain: DOMAIN });
+    assert!(group.sites[0].is_ready(), "homes are whole when the round is over");
+    group.tick(60_000);
+    assert!(reads(&mut group), "and then it is read");
+    false
+}
+
+/// I20: homes read from the store only when no round is on its way into it.
+#[test]
+fn what_is_lost_is_read_when_rounds_have_ended() {
+    assert!(!reads_before_the_commit(None));
+    assert!(reads_before_the_commit(Some(Bug::ReadBeforeCommit)), "the planted mistake shows");
+}
+
+/// Whether a partner hears of a second going back if what it answers to the first comes late.
+fn hears_of_the_second(bug: Option<Bug>) -> bool {
+    let mut group = Group::with(3, bug);
+    let back = Event::GoBack { domain: DOMAIN, because: SiteId::new(9) };
+    let share = |group: &mut Group| {
+        group.fault(1, PAGE, true);
+        group.fault(2, PAGE, false);
+        assert_eq!(group.sites[2].page(PAGE).access, Access::Read);
+    };
+    share(&mut group);
+    group.holds = |message| matches!(message, Message::WentBack { .. });
+    group.give(1, back.clone());
+    group.give(2, back.clone());
+    share(&mut group);
+    group.holds = |message| matches!(message, Message::GoBack { .. });
+    let answers = std::mem::take(&mut group.aside);
+    group.take_done();
+    group.give(1, back);
+    assert!(!group.aside.is_empty(), "the word that is lost");
+    group.aside.clear();
+    group.holds = |_| false;
+    for (site, event) in answers {
+        group.give(site, event);
+    }
+    group.tick(60_000);
+    let doomed = |(site, effect): &(usize, Effect)| {
+        *site == 2 && matches!(effect, Effect::Doomed { domain: DOMAIN, .. })
+    };
+    group.done.iter().any(doomed)
+}
+
+/// I18: an answer to what was told before is none to what is told now.
+#[test]
+fn a_partner_hears_of_each_going_back() {
+    assert!(hears_of_the_second(None));
+    assert!(!hears_of_the_second(Some(Bug::ForgetWhichBack)), "the planted mistake shows");
 }

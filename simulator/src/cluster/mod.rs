@@ -209,6 +209,8 @@ pub struct Cluster {
     pub disturbed_at: Micros,
     /// Every message that was sent, if wanted.
     pub log: Option<Vec<(usize, SiteId, Message)>>,
+    /// Print what happens to each site and what it does.
+    pub trace: bool,
     /// Faults ask for runs.
     pub runs: bool,
     /// Messages under way.
@@ -293,6 +295,7 @@ impl Cluster {
             traffic: Traffic::default(),
             disturbed_at: 0,
             log: None,
+            trace: false,
             runs: false,
             in_flight: 0,
             threads_left: 0,
@@ -338,6 +341,24 @@ impl Cluster {
             |site: &Site| site.busy_count() == 0 && site.is_ready() && site.view().number() == view;
         let idle = self.in_flight == 0 && self.tasks_pending == 0 && !self.round_is_on();
         idle && self.nodes.iter().filter_map(|n| n.site.as_ref()).all(quiet)
+    }
+
+    /// Why nothing happens any more although not all is over.
+    #[must_use]
+    pub fn unfinished(&self) -> String {
+        let sites = self.nodes.iter().enumerate().map(|(i, node)| {
+            let threads: Vec<_> = node.threads.iter().map(|t| t.state).collect();
+            let site = node.site.as_ref();
+            let state = site.map(|s| (s.view().number(), s.is_ready(), s.busy_count()));
+            format!("\n  site {i}: {state:?}, {threads:?}")
+        });
+        format!(
+            "nothing happens any more in view {}, {} under way, {} pending:{}",
+            self.view.number(),
+            self.in_flight,
+            self.tasks_pending,
+            sites.collect::<String>()
+        )
     }
 
     /// The machine's random numbers, for whoever plans disturbances.
@@ -530,6 +551,9 @@ impl Cluster {
         if let Program::Script { loaded, .. } = &mut self.nodes[site].threads[thread].program {
             loaded.push(value);
         }
+        if self.trace {
+            println!("{} us, site {site}: thread {thread} loads {value} from {place:?}", self.now);
+        }
         self.done.loads.push((place, value));
         if let Some(section) = self.nodes[site].threads[thread].section {
             self.sections[section].loads.push((place, value));
@@ -549,6 +573,9 @@ impl Cluster {
         }
         if let Some(section) = self.nodes[site].threads[thread].section {
             self.sections[section].stores.push((place, value));
+        }
+        if self.trace {
+            println!("{} us, site {site}: thread {thread} stores {value} at {place:?}", self.now);
         }
         self.done.stores.push((place, value));
         self.end_wait(site, thread, place.page, true, first_try);
@@ -593,7 +620,12 @@ impl Cluster {
         }
         let is_fault = matches!(event, Event::Fault { .. } | Event::Lock { .. });
         let mut effects = std::mem::take(&mut self.effects);
+        let seen = self.trace.then(|| format!("{event:?}"));
         site.handle(self.now, event, &mut effects);
+        if let Some(event) = seen {
+            println!("{} us, site {i}: {event}", self.now);
+            effects.as_slice().iter().for_each(|effect| println!("    {effect:?}"));
+        }
         let next_tick = site.next_tick();
         self.nodes[i].site = Some(site);
         let asks = |e: &Effect| matches!(e, Effect::Send { .. });

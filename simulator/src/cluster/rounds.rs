@@ -202,7 +202,7 @@ impl Cluster {
                 if version >= kept.0 {
                     *kept = (version, body);
                 }
-                self.handle(i, Event::Captured { page, round }, &[]);
+                self.handle(i, Event::Captured { page, version, round }, &[]);
             }
             Task::Persist(round) => {
                 self.handle(i, Event::Persisted { round, domain: DOMAIN }, &[]);

@@ -445,7 +445,8 @@ impl World {
                     *kept = (version, body);
                 }
                 self.store = Interned::new(store);
-                self.handle(bounds, site, Event::Captured { page, round }, &[], happened);
+                let event = Event::Captured { page, version, round };
+                self.handle(bounds, site, event, &[], happened);
             }
             Task::Persist(round) => {
                 let event = Event::Persisted { round, domain: DOMAIN };
