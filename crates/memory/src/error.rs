@@ -39,6 +39,14 @@ pub enum ReserveError {
     },
 }
 
+impl ReserveError {
+    /// Whether this process may not have so many addresses.
+    #[must_use]
+    pub fn is_out_of_addresses(&self) -> bool {
+        matches!(self, ReserveError::Refused { errno: Errno::NOMEM, .. })
+    }
+}
+
 /// Why a cluster or shadow could not be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
@@ -54,6 +62,15 @@ pub enum MapError {
         /// What the user can do about it.
         advice: &'static str,
     },
+}
+
+impl MapError {
+    /// Whether this process may not have so many addresses, or mappings.
+    #[must_use]
+    pub fn is_out_of_addresses(&self) -> bool {
+        let MapError::Refused { errno, .. } = self;
+        *errno == Errno::NOMEM
+    }
 }
 
 /// Why page frames could not be filled, read or changed.

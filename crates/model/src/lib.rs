@@ -16,4 +16,4 @@ pub use address::{
     ADDRESS_END, ADDRESS_START, Address, ContainerId, PAGE_SIZE, PAGES_PER_WINDOW, PageId, PageNo,
     PageRange, WINDOW_COUNT, WINDOW_SIZE,
 };
-pub use name::{ContainerName, NameError};
+pub use name::{ContainerName, NameError, SYSTEM_NAME, check_new_name};

@@ -63,7 +63,8 @@ impl core::fmt::Display for OutOfAddresses {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(
             f,
-            "out of address space: no {} windows of 64 GiB in a row are free ({} of {} are free in all)",
+            "out of address space: no {} windows of 64 GiB in a row are free ({} of {} are free in all); remove \
+             containers, or give fewer `address_bytes`",
             self.windows_asked, self.windows_free, WINDOW_COUNT
         )
     }

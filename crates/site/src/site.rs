@@ -12,10 +12,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use stead_heap::{Arena, Damaged, Report, Root, Tx};
-use stead_memory::{Gate, LogUse, Mode, Reason, Reservation, ReserveError, Space};
+use stead_memory::{Gate, LogUse, MapError, Mode, Reason, Reservation, ReserveError, Space};
 use stead_model::windows::{WindowAllocator, WindowRun};
 use stead_model::{
-    Address, ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo, PageRange, WINDOW_COUNT,
+    Address, ContainerId, ContainerName, PAGE_SIZE, PageId, PageNo, PageRange, SYSTEM_NAME,
+    WINDOW_COUNT, WINDOW_SIZE,
 };
 use stead_store::{CreateOptions, OpenReport, ReadError, Store, Stored, Verified, VerifyProgress};
 
@@ -28,9 +29,6 @@ use crate::options::{ContainerOptions, OpenOptions};
 use crate::snapshot::{clear_unfinished, keep_numbers};
 use crate::stat::{ContainerStat, Counters, SiteStat, WrittenPages};
 use crate::step::rounds::Stable;
-
-/// The name under which the system container is reported, and which no other may have.
-pub(crate) const SYSTEM_NAME: &str = "(system)";
 
 /// How long addresses may take to become free.
 const UNMAP_PATIENCE: Duration = Duration::from_millis(200);
@@ -156,15 +154,18 @@ impl Site {
     ///
     /// # Errors
     /// If the name is none, addresses are taken or used up, the container is damaged, or its root is of
-    /// another type.
+    /// another type. A container that was to be made is not there then.
     pub fn container<R: Root, E: From<ContainerError>>(
         &self,
         name: &str,
         options: &ContainerOptions,
         init: impl for<'s> FnOnce(&'s Tx<'s>) -> Result<R::At<'s>, E>,
     ) -> Result<Typed<R>, E> {
-        let opened = self.opened(name, Some(options))?;
-        Typed::new(opened, init)
+        let (opened, is_new) = self.opened(name, Some(options))?;
+        let unfinished = is_new.then(|| Unfinished { site: self, name, id: opened.id() });
+        let typed = Typed::new(opened, init)?;
+        std::mem::forget(unfinished);
+        Ok(typed)
     }
 
     /// Opens a container of whatever type, for those who only look.
@@ -172,7 +173,7 @@ impl Site {
     /// # Errors
     /// If there is none of this name, and as [`Site::container`].
     pub fn existing(&self, name: &str) -> Result<Arc<Opened>, ContainerError> {
-        self.opened(name, None)
+        Ok(self.opened(name, None)?.0)
     }
 
     /// Gives up a container of a store that is open for reading, so that a branch of it may have its addresses.
@@ -211,7 +212,7 @@ impl Site {
     /// # Errors
     /// If there is none of this name, if it has no root yet, and as [`Site::container`].
     pub fn existing_typed<R: Root>(&self, name: &str) -> Result<Typed<R>, ContainerError> {
-        Typed::existing(self.opened(name, None)?)
+        Typed::existing(self.opened(name, None)?.0)
     }
 
     /// Whether it was opened by [`Site::open_read_only`].
@@ -253,6 +254,16 @@ impl Site {
     /// If there is none of this name, if it is in use in this process, or if this cannot be made stable
     /// now: then a later stabilisation does it.
     pub fn remove(&self, name: &str, gate: Duration) -> Result<Stable, RemoveError> {
+        self.remove_if(name, gate, |_| true)
+    }
+
+    /// As [`Site::remove`], if `condition` holds; otherwise there is none of this name.
+    fn remove_if(
+        &self,
+        name: &str,
+        gate: Duration,
+        condition: impl Fn(ContainerId) -> bool,
+    ) -> Result<Stable, RemoveError> {
         if stead_memory::in_section() {
             return Err(ContainerError::InSection.into());
         }
@@ -263,7 +274,7 @@ impl Site {
         if self.is_read_only() {
             return Err(not_stable(StabiliseError::ReadOnly));
         }
-        let name = ContainerName::new(name).map_err(ContainerError::from)?.as_str();
+        let name = ContainerName::existing(name).map_err(ContainerError::from)?.as_str();
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = self.shared.rounds.stabilise_edit(&self.shared, gate, |batch| {
             let system = self.system()?;
@@ -271,7 +282,7 @@ impl Site {
                 .read(|directory, _| directory.get(name))
                 .map_err(|_| ContainerError::InSection)?;
             let missing = || ContainerError::Missing { name: name.to_owned() };
-            let entry = found.ok_or_else(missing)?;
+            let entry = found.filter(|entry| condition(entry.id())).ok_or_else(missing)?;
             self.give_up(entry, name)?;
             system
                 .exclusive(|directory, tx| Ok::<_, Infallible>(directory.remove(tx, name)))
@@ -428,11 +439,8 @@ impl Site {
         &self,
         name: &str,
         make: Option<&ContainerOptions>,
-    ) -> Result<Arc<Opened>, ContainerError> {
-        let name = ContainerName::new(name)?.as_str();
-        if name == SYSTEM_NAME {
-            return Err(ContainerError::Reserved { name: name.to_owned() });
-        }
+    ) -> Result<(Arc<Opened>, bool), ContainerError> {
+        let name = ContainerName::existing(name)?.as_str();
         if stead_memory::in_section() {
             return Err(ContainerError::InSection);
         }
@@ -442,47 +450,69 @@ impl Site {
             .system()?
             .read(|directory, _| directory.get(name))
             .map_err(|_| ContainerError::InSection)?;
-        let (entry, reservation) = match (entry, make) {
+        let (opened, is_new) = match (entry, make) {
             (Some(entry), _) => {
                 if let Some(opened) = self.shared.opened().get(&entry.id()) {
-                    return Ok(Arc::clone(opened));
+                    return Ok((Arc::clone(opened), false));
                 }
                 let run = entry.run().expect("checked when the store was opened");
                 self.make_way(name, run)?;
-                (entry, reserve_patiently(&self.shared.space, entry.id(), run, name)?)
+                let reservation = reserve_patiently(&self.shared, entry.id(), run, name)?;
+                let opened =
+                    open_place(&self.shared, reservation, name, entry.id(), Mode::Faulted)?;
+                (opened, false)
             }
             (None, Some(options)) if !self.is_read_only() => {
-                self.make(name, options, &mut windows)?
+                let name = ContainerName::new(name)?.as_str();
+                (self.make(name, options, &mut windows)?, true)
             }
             (None, _) => return Err(ContainerError::Missing { name: name.to_owned() }),
         };
-        let opened = open_place(&self.shared, reservation, name, entry.id(), Mode::Faulted)?;
-        self.shared.opened().insert(entry.id(), Arc::clone(&opened));
+        self.shared.opened().insert(opened.id(), Arc::clone(&opened));
         if self.shared.space.user_mode_only() {
             self.shared.wake_background();
         }
-        Ok(opened)
+        Ok((opened, is_new))
     }
 
-    /// Enters a new container in the directory, at addresses that nothing else occupies in this process.
+    /// Makes a container, at addresses that nothing else occupies in this process, and enters it in the directory when all
+    /// that can fail has been done.
     fn make(
         &self,
         name: &str,
         options: &ContainerOptions,
         windows: &mut WindowAllocator,
-    ) -> Result<(Entry, Reservation), ContainerError> {
+    ) -> Result<Arc<Opened>, ContainerError> {
         let mut free = windows.clone();
         let placeholder = ContainerId::MAX;
-        let run = free
-            .allocate(options.windows, |run| self.shared.space.reserve(placeholder, run).is_ok())?;
+        let mut refused = None;
+        let usable = |run| match self.shared.space.reserve(placeholder, run) {
+            Ok(_) => true,
+            Err(error) => {
+                refused = refused
+                    .take()
+                    .or_else(|| Some(error).filter(ReserveError::is_out_of_addresses));
+                false
+            }
+        };
+        let run = free.allocate(options.windows, usable).map_err(|taken| match refused {
+            Some(why) => out_of_addresses(&self.shared, name, options.windows, &why),
+            None => taken.into(),
+        })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let entry = self
-            .system()?
+        let system = self.system()?;
+        let id = system
+            .read(|directory, _| directory.next_id())
+            .map_err(|_| ContainerError::InSection)?;
+        let reservation = reserve(&self.shared, id, run, name)?;
+        let opened = open_place(&self.shared, reservation, name, id, Mode::Faulted)?;
+        let entry = system
             .exclusive(|directory, tx| directory.add(tx, name, run, now))
             .map_err(|_| ContainerError::InSection)?
             .map_err(ContainerError::Directory)?;
+        assert_eq!(entry.id(), id, "numbers are given under one lock");
         *windows = free;
-        Ok((entry, reserve(&self.shared.space, entry.id(), run, name)?))
+        Ok(opened)
     }
 
     /// Unmaps the container that has the same addresses, if there is one and nobody but the site holds it.
@@ -517,6 +547,26 @@ impl Site {
 
     pub(crate) fn is_forked(&self) -> bool {
         std::process::id() != self.shared.process
+    }
+}
+
+/// A container that was made just now and has no root yet. Dropped, by an error or a panic of whoever makes the root,
+/// it is taken out again.
+struct Unfinished<'a> {
+    site: &'a Site,
+    name: &'a str,
+    id: ContainerId,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // Another thread may have found it, and made a root.
+        let is_unfinished = |id| {
+            let opened = self.site.shared.opened();
+            id == self.id && opened.get(&id).is_some_and(|found| found.root_type().is_none())
+        };
+        // Whoever holds it will make a root; where the disk refuses, a later stabilisation removes it.
+        let _ = self.site.remove_if(self.name, GATE_DEFAULT, is_unfinished);
     }
 }
 
@@ -655,34 +705,52 @@ pub(crate) fn open_system(
 ) -> Result<Typed<Directory<'static>>, ContainerError> {
     let id = ContainerId::SYSTEM;
     let run = WindowRun { first: base_window, count: 1 };
-    let reservation = reserve(&shared.space, id, run, SYSTEM_NAME)?;
+    let reservation = reserve(shared, id, run, SYSTEM_NAME)?;
     let opened = open_place(shared, reservation, SYSTEM_NAME, id, Mode::Resident)?;
     shared.opened().insert(id, Arc::clone(&opened));
     Typed::new(opened, |tx| Ok::<_, ContainerError>(Directory::new(tx)))
 }
 
 fn reserve(
-    space: &Space,
+    shared: &Shared,
     id: ContainerId,
     run: WindowRun,
     name: &str,
 ) -> Result<Reservation, ContainerError> {
-    space
-        .reserve(id, run)
-        .map_err(|source| ContainerError::Reserve { name: name.to_owned(), source })
+    shared.space.reserve(id, run).map_err(|source| {
+        if source.is_out_of_addresses() {
+            return out_of_addresses(shared, name, run.count, &source);
+        }
+        ContainerError::Reserve { name: name.to_owned(), source }
+    })
+}
+
+fn out_of_addresses(
+    shared: &Shared,
+    name: &str,
+    windows: u32,
+    why: &dyn fmt::Display,
+) -> ContainerError {
+    ContainerError::AddressSpace {
+        name: name.to_owned(),
+        // Not the system container.
+        open: shared.opened().len().saturating_sub(1),
+        address_bytes: u64::from(windows) * WINDOW_SIZE as u64,
+        why: why.to_string(),
+    }
 }
 
 /// As [`reserve`], for addresses that a container may just have been unmapped from: the fault loop holds a cluster of it
 /// until it is done with the last fault there.
 fn reserve_patiently(
-    space: &Space,
+    shared: &Shared,
     id: ContainerId,
     run: WindowRun,
     name: &str,
 ) -> Result<Reservation, ContainerError> {
     let end = Instant::now() + UNMAP_PATIENCE;
     loop {
-        match reserve(space, id, run, name) {
+        match reserve(shared, id, run, name) {
             Err(ContainerError::Reserve { source: ReserveError::Occupied { .. }, .. })
                 if Instant::now() < end =>
             {
@@ -702,7 +770,6 @@ fn open_place(
     mode: Mode,
 ) -> Result<Arc<Opened>, ContainerError> {
     let name_owned = || name.to_owned();
-    let map = |source| ContainerError::Map { name: name_owned(), source };
     let read = |source| ContainerError::Read { name: name_owned(), source };
     let mut page = [0; PAGE_SIZE];
     let first = PageId { container: id, page: PageNo(0) };
@@ -728,6 +795,13 @@ fn open_place(
             }
         }
     }
+    let windows = reservation.windows();
+    let map = |source: MapError| {
+        if source.is_out_of_addresses() {
+            return out_of_addresses(shared, name, windows, &source);
+        }
+        ContainerError::Map { name: name_owned(), source }
+    };
     let place = Arc::new(Place::new(shared, reservation, name, mode).map_err(map)?);
     for (cluster, windows) in &windows_of {
         place.map(*cluster, windows).map_err(map)?;
@@ -781,4 +855,38 @@ fn fill(shared: &Shared, place: &Place, id: ContainerId, name: &str) -> Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_earlier_versions_still_open() {
+        if let Some(missing) = stead_memory::Support::probe().missing() {
+            println!("NOT RUN: {missing}");
+            return;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let site = Site::open(&temp.path().join("store"), &OpenOptions::new()).unwrap();
+        let options = ContainerOptions::default();
+        let name = "#7 \u{202e}a ";
+        let open = |name| {
+            site.container::<Directory<'static>, ContainerError>(name, &options, |tx| {
+                Ok(Directory::new(tx))
+            })
+        };
+        assert!(matches!(open(name), Err(ContainerError::Name(_))));
+        let run = WindowRun { first: (site.system_run().first + 9) % (WINDOW_COUNT - 9), count: 1 };
+        let entered =
+            site.system().unwrap().exclusive(|directory, tx| directory.add(tx, name, run, 0));
+        entered.unwrap().unwrap();
+        assert!(site.windows.lock().unwrap().take(run));
+        let opened = open(name).unwrap();
+        assert_eq!(opened.read(|root, _| root.iter().count()).unwrap(), 0);
+        assert_eq!(site.existing(name).unwrap().name(), name);
+        drop(opened);
+        assert_eq!(site.names(), [name]);
+        site.remove(name, GATE_DEFAULT).unwrap();
+    }
 }

@@ -15,7 +15,7 @@ use stead_store::{
 use crate::directory::{Directory, Entry};
 use crate::error::{BackupError, ContainerError, SnapshotError, StabiliseError};
 use crate::join::Typed;
-use crate::site::{SYSTEM_NAME, Site, open_system, taken_windows};
+use crate::site::{Site, open_system, taken_windows};
 
 impl Site {
     /// Names the state of the whole store (B11), with everything that sections have done before this call.
@@ -121,9 +121,6 @@ impl Site {
             return Err(StabiliseError::Forked.into());
         }
         let name = ContainerName::new(name).map_err(ContainerError::from)?.as_str();
-        if name == SYSTEM_NAME {
-            return Err(ContainerError::Reserved { name: name.to_owned() }.into());
-        }
         // Held so that a name, and a number, is given once.
         let mut windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let entries = self.entries()?;

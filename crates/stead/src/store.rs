@@ -60,9 +60,10 @@ impl Store {
     /// makes its root. Every container has addresses of its own for life (D1).
     ///
     /// # Errors
-    /// If the name is empty, longer than 255 bytes or holds control characters, if its addresses are
-    /// occupied in this process, if it is damaged, or if its root is of another type: then the
-    /// message shows both types.
+    /// If its addresses are occupied in this process or there are none left, if it is damaged, or if its root is of
+    /// another type: then the message shows both types. If the name of a new one is empty, longer than 255 bytes,
+    /// holds characters that cannot be seen, begins or ends with white space, begins with `#` or is `(system)`. What
+    /// was to be made is not there then, nor after an error or a panic of `init`.
     pub fn container<R: Root>(
         &self,
         name: &str,
@@ -155,7 +156,7 @@ impl Store {
     /// containers. It copies nothing, and keeps what it names from being used again until it is dropped.
     ///
     /// # Errors
-    /// If the name is taken, empty, longer than 255 bytes or holds control characters; as [`Store::stabilise`].
+    /// If the name is taken, or none that a container could have; as [`Store::stabilise`].
     pub fn snapshot(&self, name: &str) -> Result<SnapshotInfo, SnapshotError> {
         self.site.snapshot(name, GATE_DEFAULT)
     }

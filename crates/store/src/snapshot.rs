@@ -5,14 +5,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use stead_model::ContainerId;
+use stead_model::{ContainerId, NameError, check_new_name};
 use thiserror::Error;
 
 use crate::checkpoint::Change;
 use crate::error::CommitError;
 use crate::next::Next;
 use crate::store::Store;
-use crate::versions::{ORIGINS_MOST, SNAPSHOT_NAME_BYTES, Snapshot, SnapshotInfo, is_name};
+use crate::versions::{ORIGINS_MOST, Snapshot, SnapshotInfo};
 use crate::view::View;
 
 /// Why nothing came of what was asked about snapshots. The store is as before, in memory; after a failure of the disk
@@ -20,12 +20,12 @@ use crate::view::View;
 #[derive(Debug, Error)]
 pub enum SnapshotError {
     /// No snapshot can be called so.
-    #[error(
-        "{name:?} is no name for a snapshot: choose one of 1 to {SNAPSHOT_NAME_BYTES} bytes without control characters"
-    )]
+    #[error("{name:?} is no name for a snapshot: {why}")]
     BadName {
         /// The name.
         name: String,
+        /// Why not.
+        why: NameError,
     },
     /// There is one of that name.
     #[error("there is a snapshot {name:?} already: choose another name, or drop that one first")]
@@ -81,9 +81,7 @@ impl Store {
     /// # Errors
     /// If the name is bad or in use, or the disk refuses.
     pub fn take_snapshot(&self, name: &str) -> Result<SnapshotInfo, SnapshotError> {
-        if !is_name(name) {
-            return Err(SnapshotError::BadName { name: name.into() });
-        }
+        check_new_name(name).map_err(|why| SnapshotError::BadName { name: name.into(), why })?;
         self.settle()?;
         let mut keeper = self.keeper();
         if self.state().snapshots.named(name).is_some() {
@@ -210,5 +208,29 @@ impl Store {
     fn known_snapshot(&self, name: &str) -> Result<Snapshot, SnapshotError> {
         let found = self.state().snapshots.named(name).cloned();
         found.ok_or_else(|| SnapshotError::Unknown { name: name.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::CreateOptions;
+
+    #[test]
+    fn names_of_earlier_versions_are_still_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path(), &CreateOptions::default()).unwrap();
+        let name = "a\u{202e}b ";
+        assert!(matches!(store.take_snapshot(name), Err(SnapshotError::BadName { .. })));
+        let take = Change::Take { name: name.into() };
+        store.settle().unwrap();
+        store.checkpoint_change(&mut store.keeper(), &take).unwrap();
+        drop(store);
+        let (store, _) = Store::open(dir.path()).unwrap();
+        assert_eq!(store.snapshots()[0].name, name);
+        assert!(store.view_snapshot(name).is_ok());
+        store.go_back(name).unwrap();
+        store.drop_snapshot(name).unwrap();
+        assert_eq!(store.snapshots(), []);
     }
 }

@@ -21,7 +21,8 @@ pub(crate) const ORIGINS_MOST: usize = 32;
 /// What is known of a snapshot without looking into it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SnapshotInfo {
-    /// What it is called: 1 to [`SNAPSHOT_NAME_BYTES`] bytes without control characters.
+    /// What it is called: 1 to [`SNAPSHOT_NAME_BYTES`] bytes without control characters; see
+    /// [`stead_model::check_new_name`].
     pub name: String,
     /// Grows from snapshot to snapshot and is never used again.
     pub number: u64,
@@ -329,8 +330,8 @@ impl SnapshotInfo {
     }
 }
 
-/// Whether a snapshot may be called so.
-pub(crate) fn is_name(name: &str) -> bool {
+/// Whether a snapshot may have been called so. No new one may have all of these names.
+fn is_name(name: &str) -> bool {
     (1..=SNAPSHOT_NAME_BYTES).contains(&name.len()) && !name.chars().any(char::is_control)
 }
 

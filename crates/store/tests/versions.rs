@@ -46,7 +46,9 @@ fn whole(store: &Store) {
 fn names_are_bounded_and_used_once() {
     let (store, _) = new_store(64);
     let long = "x".repeat(255);
-    for bad in ["", &"x".repeat(256), "two\nlines"] {
+    for bad in
+        ["", &"x".repeat(256), "two\nlines", " ", "to\u{202e}morf", "a\u{200b}", "#7", "(system)"]
+    {
         assert!(matches!(store.take_snapshot(bad), Err(SnapshotError::BadName { .. })), "{bad:?}");
     }
     write(&store, 1, 0..3, 1);

@@ -49,14 +49,29 @@ impl Area {
         Ok(area)
     }
 
+    /// Zeroed memory of this process alone, at addresses that the kernel chooses.
     pub(super) fn volatile(byte_len: usize) -> Result<Area, Errno> {
-        // SAFETY: the kernel chooses addresses that are free.
+        Area::zeroed(ptr::null_mut(), byte_len, MapFlags::empty())
+    }
+
+    /// As [`Area::volatile`], at these addresses if they are free.
+    pub(super) fn volatile_at(base: Address, byte_len: usize) -> Result<Area, Errno> {
+        let at = ptr::with_exposed_provenance_mut(base.0);
+        let area = Area::zeroed(at, byte_len, MapFlags::FIXED_NOREPLACE)?;
+        // A kernel before 4.17 takes the address for a hint.
+        if area.base() == base { Ok(area) } else { Err(Errno::EXIST) }
+    }
+
+    fn zeroed(at: *mut core::ffi::c_void, byte_len: usize, how: MapFlags) -> Result<Area, Errno> {
+        debug_assert!(!how.contains(MapFlags::FIXED), "nothing may be replaced");
+        // SAFETY: without FIXED the kernel maps only where nothing is mapped, so no memory that anyone holds a
+        // reference to is changed.
         let base = unsafe {
             mmap_anonymous(
-                ptr::null_mut(),
+                at,
                 byte_len,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE | how,
             )?
         };
         let area = Area { base, byte_len };

@@ -24,6 +24,9 @@ use stead_model::{ADDRESS_END, ADDRESS_START, Address};
 use super::{LogRead, Mode, Progress, RawFault, Scanned, Sys, WrittenRun};
 use crate::support::{Allowed, Unsupported};
 
+/// Below this, programs that are not position-independent lie, and their heaps grow.
+const LOWEST: usize = 1 << 40;
+
 pub use mapping::Area;
 
 /// Memory of this process, as the kernel keeps it.
@@ -87,14 +90,26 @@ impl Sys for Linux {
     }
 
     fn reserve_volatile(&self, byte_len: usize) -> Result<(Area, Address), Errno> {
-        let area = Area::volatile(byte_len)?;
-        let base = area.base();
         // The containers' range must stay free for containers. The kernel gives addresses from the
-        // top down and never came near it, but nothing promises that.
-        if base.0 < ADDRESS_END && base.0 + byte_len > ADDRESS_START {
-            return Err(Errno::NOMEM);
+        // top down, and comes to it when there are no others above.
+        match Area::volatile(byte_len) {
+            Ok(area) if area.base().0 >= ADDRESS_END => {
+                let base = area.base();
+                return Ok((area, base));
+            }
+            Ok(_) | Err(Errno::NOMEM) => {}
+            Err(errno) => return Err(errno),
         }
-        Ok((area, base))
+        let mut at = ADDRESS_START;
+        while let Some(below) = at.checked_sub(byte_len).filter(|&below| below >= LOWEST) {
+            at = below;
+            match Area::volatile_at(Address(at), byte_len) {
+                Ok(area) => return Ok((area, Address(at))),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Err(Errno::NOMEM)
     }
 
     fn occupant(&self, base: Address, byte_len: usize) -> String {
