@@ -241,7 +241,8 @@ fn what_is_not_as_it_was_written_is_refused() {
     // Something else behind it, or altogether.
     let mut more = full.clone();
     more.extend_from_slice(b"and more");
-    assert!(matches!(try_restore(&dir, &[&more]), Err(RestoreError::NotABackup)));
+    let error = try_restore(&dir, &[&more]).unwrap_err();
+    assert!(matches!(error, RestoreError::Damaged { .. }), "{error}");
     assert!(matches!(try_restore(&dir, &[b"#!/bin/sh"]), Err(RestoreError::NotABackup)));
     assert!(matches!(try_restore(&dir, &[]), Err(RestoreError::Nothing)));
     let mut newer = full.clone();
@@ -326,13 +327,61 @@ fn what_does_not_follow_is_refused_with_words() {
         first.finish(&mut |_| {}).unwrap();
         error
     };
-    assert!(matches!(under_way, RestoreError::UnderWay(_)), "{under_way}");
+    assert!(matches!(under_way, RestoreError::UnderWay { .. }), "{under_way}");
     assert!(matches!(Restore::begin(&dir), Err(RestoreError::Exists { .. })));
     // An empty directory is as good as none.
     let empty = parent.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     try_restore(&empty, &[&full]).unwrap();
     assert!(Store::open(&empty).is_ok());
+    // So is a link to one, which stays a link.
+    let (link, behind) = (parent.path().join("link"), parent.path().join("behind"));
+    std::os::unix::fs::symlink("behind", &link).unwrap();
+    let nowhere = try_restore(&link, &[&full]).unwrap_err().to_string();
+    assert!(nowhere.contains("following the link"), "{nowhere}");
+    std::fs::create_dir(&behind).unwrap();
+    try_restore(&link, &[&full]).unwrap();
+    assert!(link.is_symlink() && Store::open(&behind).is_ok());
+    // Whatever follows a backup is a backup.
+    let longer = [&full[..], b"and more"].concat();
+    let error = try_restore(&parent.path().join("longer"), &[&longer]).unwrap_err().to_string();
+    assert!(error.contains("damaged at byte") && error.contains("follows the end"), "{error}");
+    assert!(!parent.path().join("longer.restoring").exists());
+}
+
+#[test]
+fn of_several_attempts_at_once_one_restores_and_the_others_are_told() {
+    let parent = tempfile::tempdir().unwrap();
+    let store = create(&parent.path().join("store"));
+    let mut model = Model::new();
+    change(&store, &mut model, &mut fastrand::Rng::with_seed(1));
+    store.take_snapshot("base").unwrap();
+    let mut full = Vec::new();
+    store.view_snapshot("base").unwrap().backup(None, &mut full, &mut |_| {}).unwrap();
+    let mut told = 0;
+    for round in 0..15 {
+        let dir = parent.path().join(round.to_string());
+        // What a killed attempt has left is in nobody's way.
+        if round % 3 == 0 {
+            std::fs::create_dir(dir.with_file_name(format!("{round}.restoring"))).unwrap();
+        }
+        let ended: Vec<_> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(|| try_restore(&dir, &[&full]))).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(ended.iter().filter(|ended| ended.is_ok()).count(), 1, "{ended:?}");
+        for error in ended.into_iter().filter_map(Result::err) {
+            told += u32::from(matches!(error, RestoreError::UnderWay { .. }));
+            let in_words =
+                matches!(error, RestoreError::UnderWay { .. } | RestoreError::Exists { .. });
+            assert!(in_words, "{error}");
+        }
+        let (restored, _) = Store::open(&dir).unwrap();
+        assert_eq!(contents(&restored.view()), model);
+    }
+    assert!(told > 0, "the attempts met each other");
+    let left = std::fs::read_dir(parent.path()).unwrap().flatten();
+    assert!(!left.into_iter().any(|e| e.file_name().to_string_lossy().ends_with(".restoring")));
 }
 
 /// Not a test of its own: restores from standard input, to be killed.

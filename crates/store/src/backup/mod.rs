@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::error::{CommitError, CreateError, Held, ReadError};
+use crate::error::{CommitError, CreateError, ReadError};
 
 pub use restore::{Restore, Restored};
 pub use save::{BackedUp, BackupProgress};
@@ -70,8 +70,14 @@ pub enum RestoreError {
         dir: PathBuf,
     },
     /// Another restoration is under way.
-    #[error("another process restores a store there: {0}")]
-    UnderWay(Held),
+    #[error(
+        "a store is being restored there already, in {}: wait until that ends, or restore to another directory",
+        beside.display()
+    )]
+    UnderWay {
+        /// Where that makes its store.
+        beside: PathBuf,
+    },
     /// The input does not begin as a backup does.
     #[error("this is no backup: it does not begin as one")]
     NotABackup,

@@ -3,15 +3,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
 use super::stream::{Frame, FrameReader, Head, Totals};
 use super::{RestoreError, StateId};
 use crate::batch::Batch;
 use crate::directory::CreateOptions;
-use crate::error::{CreateError, OpenError};
 use crate::store::Store;
 use crate::verify::VerifyProgress;
 
@@ -32,11 +34,18 @@ const INSIDE: &str = "store";
 #[derive(Debug)]
 pub struct Restore {
     dir: PathBuf,
-    /// The directory beside, in which the store is made.
-    beside: PathBuf,
     made: Option<Made>,
-    started: bool,
     finished: bool,
+    /// Last, so that it is given up after the store in it.
+    beside: Beside,
+}
+
+/// The directory beside, in which the store is made. One attempt at a time has it.
+#[derive(Debug)]
+struct Beside {
+    path: PathBuf,
+    /// Locked until it is closed.
+    _lock: File,
 }
 
 /// What has been made so far.
@@ -67,46 +76,27 @@ impl Restore {
     /// # Errors
     /// If there is something, or another attempt is under way.
     pub fn begin(dir: &Path) -> Result<Restore, RestoreError> {
-        let io_error = |path: &Path, action| {
-            let path = path.to_path_buf();
-            move |source| RestoreError::Io { path, action, source }
+        // A link stays one, to a directory that is replaced.
+        let dir = &match fs::symlink_metadata(dir) {
+            Ok(found) if found.is_symlink() => fs::canonicalize(dir).map_err(|source| {
+                let path = dir.into();
+                RestoreError::Io { path, action: "following the link", source }
+            })?,
+            _ => dir.to_path_buf(),
         };
-        match fs::read_dir(dir) {
-            Ok(mut entries) => {
-                if entries.next().is_some() {
-                    return Err(RestoreError::Exists { dir: dir.into() });
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                return Err(RestoreError::Exists { dir: dir.into() });
-            }
-            Err(error) => return Err(io_error(dir, "listing")(error)),
-        }
         let Some(name) = dir.file_name() else {
             // `.` and `/` are there, and cannot be given a name.
             return Err(RestoreError::Exists { dir: dir.into() });
         };
         let mut beside_name = name.to_owned();
         beside_name.push(".restoring");
-        let beside = dir.with_file_name(beside_name);
-        match fs::read_dir(&beside) {
-            Ok(entries) => {
-                for entry in entries {
-                    if entry.map_err(io_error(&beside, "listing"))?.file_name() != INSIDE {
-                        return Err(RestoreError::Exists { dir: beside });
-                    }
-                }
-                // Whatever state it is in, it is what an attempt that was killed has left.
-                if let Err(OpenError::Held(held)) = Store::open(&beside.join(INSIDE)) {
-                    return Err(RestoreError::UnderWay(held));
-                }
-                clear(&beside).map_err(io_error(&beside, "removing what was left in"))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => return Err(RestoreError::Exists { dir: beside }),
+        let beside = Beside::take(dir.with_file_name(beside_name))?;
+        // Looked at with the lock held: an attempt that was quicker may have ended just now.
+        if let Err(error) = check_vacant(dir) {
+            beside.give_up();
+            return Err(error);
         }
-        Ok(Restore { dir: dir.into(), beside, made: None, started: false, finished: false })
+        Ok(Restore { dir: dir.into(), made: None, finished: false, beside })
     }
 
     /// Restores all backups that `input` holds, one behind the other: first a whole state, then what changed since
@@ -121,7 +111,16 @@ impl Restore {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), RestoreError> {
         let mut offset = 0;
-        while let Some(mut frames) = FrameReader::begin(input, offset)? {
+        loop {
+            let mut frames = match FrameReader::begin(input, offset) {
+                Ok(Some(frames)) => frames,
+                Ok(None) => break,
+                Err(RestoreError::NotABackup) if offset > 0 => {
+                    let what = "what follows the end of the backup is not another one";
+                    return Err(RestoreError::Damaged { offset, what });
+                }
+                Err(error) => return Err(error),
+            };
             self.apply_one(&mut frames, progress)?;
             offset = frames.offset();
         }
@@ -218,23 +217,7 @@ impl Restore {
                     store_id: None,
                     created: Some(created),
                 };
-                self.started = true;
-                match fs::create_dir(&self.beside) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        let (path, action) = (self.beside.clone(), "creating");
-                        return Err(RestoreError::Io { path, action, source: error });
-                    }
-                    _ => {}
-                }
-                let inside = self.beside.join(INSIDE);
-                let store = Store::create(&inside, &options).map_err(|error| match error {
-                    CreateError::Held(held) => {
-                        // It is that other attempt's.
-                        self.started = false;
-                        RestoreError::UnderWay(held)
-                    }
-                    error => RestoreError::Create(error),
-                })?;
+                let store = Store::create(&self.beside.path.join(INSIDE), &options)?;
                 let batch = store.batch();
                 self.made = Some(Made { store, batch, zeros: 0, state, images: 0, bytes: 0 });
             }
@@ -270,18 +253,20 @@ impl Restore {
             return Err(RestoreError::Unsound(all.join("; ")));
         }
         // An empty directory gives way; anything else does not.
-        fs::rename(self.beside.join(INSIDE), &self.dir).map_err(|source| match source.kind() {
-            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => {
-                RestoreError::Exists { dir: self.dir.clone() }
-            }
-            _ => {
-                let (path, action) = (self.dir.clone(), "giving the restored store its place,");
-                RestoreError::Io { path, action, source }
+        fs::rename(self.beside.path.join(INSIDE), &self.dir).map_err(|source| {
+            match source.kind() {
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => {
+                    RestoreError::Exists { dir: self.dir.clone() }
+                }
+                _ => {
+                    let (path, action) = (self.dir.clone(), "giving the restored store its place,");
+                    RestoreError::Io { path, action, source }
+                }
             }
         })?;
         self.finished = true;
         // Empty now; nobody minds if it stays.
-        let _ = fs::remove_dir(&self.beside);
+        let _ = fs::remove_dir(&self.beside.path);
         let parent = self.dir.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(|source| {
@@ -302,16 +287,81 @@ impl Made {
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        // The store is closed before its files go.
-        if !self.finished && self.started {
+        if !self.finished {
+            // The store is closed before its files go.
             self.made = None;
-            // What cannot be removed now goes with the next attempt.
-            let _ = clear(&self.beside);
+            self.beside.give_up();
         }
     }
 }
 
-/// Removes the directory beside with what an attempt leaves there, and nothing else.
+impl Beside {
+    /// Makes the directory, or takes over what an attempt that was killed has left.
+    fn take(path: PathBuf) -> Result<Beside, RestoreError> {
+        let io_error = |action| {
+            let path = path.clone();
+            move |source| RestoreError::Io { path, action, source }
+        };
+        loop {
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(io_error("creating"))?,
+            }
+            match fs::symlink_metadata(&path) {
+                Ok(there) if !there.is_dir() => return Err(RestoreError::Exists { dir: path }),
+                _ => {}
+            }
+            let lock = match File::open(&path) {
+                // The attempt that had it has just ended.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(io_error("opening"))?,
+            };
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(RestoreError::UnderWay { beside: path }),
+                Err(errno) => return Err(io_error("locking")(errno.into())),
+            }
+            let locked = lock.metadata().map_err(io_error("looking at"))?;
+            let there = fs::symlink_metadata(&path);
+            if !there.is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino()))
+            {
+                // It was removed before the lock was ours; if there is one now, it is another's.
+                continue;
+            }
+            for entry in fs::read_dir(&path).map_err(io_error("listing"))? {
+                if entry.map_err(io_error("listing"))?.file_name() != INSIDE {
+                    return Err(RestoreError::Exists { dir: path });
+                }
+            }
+            // Whatever state it is in, nobody goes on with it.
+            clear(&path).map_err(io_error("removing what was left in"))?;
+            return Ok(Beside { path, _lock: lock });
+        }
+    }
+
+    /// Removes it with all that is in it.
+    fn give_up(&self) {
+        // What cannot be removed now goes with the next attempt.
+        let _ = clear(&self.path).and_then(|()| fs::remove_dir(&self.path));
+    }
+}
+
+/// Whether a store may be put here: there is nothing, or an empty directory.
+fn check_vacant(dir: &Path) -> Result<(), RestoreError> {
+    match fs::read_dir(dir) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(RestoreError::Exists { dir: dir.into() }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            Err(RestoreError::Exists { dir: dir.into() })
+        }
+        Err(source) => Err(RestoreError::Io { path: dir.into(), action: "listing", source }),
+    }
+}
+
+/// Removes what an attempt leaves in the directory beside, and nothing else.
 fn clear(beside: &Path) -> io::Result<()> {
     let inside = beside.join(INSIDE);
     let gone = |removed: io::Result<()>| match removed {
@@ -321,6 +371,5 @@ fn clear(beside: &Path) -> io::Result<()> {
     for name in FILES {
         gone(fs::remove_file(inside.join(name)))?;
     }
-    gone(fs::remove_dir(inside))?;
-    fs::remove_dir(beside)
+    gone(fs::remove_dir(inside))
 }
