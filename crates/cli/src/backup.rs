@@ -5,8 +5,6 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
-use clap::error::ErrorKind;
 use serde::Serialize;
 use stead::{BackedUp, BackupProgress};
 
@@ -32,7 +30,9 @@ pub(crate) struct Backup {
 /// What was written.
 #[derive(Serialize)]
 pub(crate) struct Written {
+    #[serde(serialize_with = "crate::output::path")]
     dir: PathBuf,
+    #[serde(serialize_with = "crate::output::maybe_path")]
     file: Option<PathBuf>,
     /// The snapshot that it is; null for the last stabilisation.
     snapshot: Option<String>,
@@ -51,7 +51,7 @@ impl Backup {
         if output.is_none() && (json || io::stdout().is_terminal()) {
             // Whoever reads there is told what to do instead.
             let what = "the backup itself goes to standard output: name a file with -o, or read it by a pipe without --json";
-            crate::Args::command().error(ErrorKind::MissingRequiredArgument, what).exit();
+            return Err(Failure::usage(what));
         }
         let bar = byte_bar();
         let mut progress = |progress: BackupProgress| {
@@ -100,7 +100,7 @@ fn whole_file<T>(
     file: &Path,
     write: impl FnOnce(&mut File) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let at = |path: &Path, error| Failure::not_done(format!("{}: {error}", path.display()));
+    let at = |path: &Path, error: io::Error| Failure::with_file(path, &error);
     // A link stays a link, to a file that is replaced; a pipe or a device is written as it is.
     let file = &match fs::metadata(file) {
         Ok(found) if found.is_file() => fs::canonicalize(file).map_err(|error| at(file, error))?,

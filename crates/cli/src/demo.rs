@@ -139,6 +139,7 @@ fn work(dir: &Path) -> Result<()> {
 /// What all kills together showed.
 #[derive(Default, Serialize)]
 pub(crate) struct Tally {
+    #[serde(serialize_with = "crate::output::path")]
     dir: PathBuf,
     kills: u32,
     time_ms: u128,

@@ -29,6 +29,7 @@ struct Finding {
 /// How a store opened.
 #[derive(Serialize)]
 struct Opening {
+    #[serde(serialize_with = "crate::output::path")]
     dir: PathBuf,
     /// Why it did not open; null if it did.
     error: Option<String>,

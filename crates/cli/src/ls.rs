@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use stead::ReadStore;
 
-use crate::output::{Outcome, Report};
+use crate::output::{Outcome, Report, shown};
 use crate::units::bytes;
 
 /// The containers, in the order of their names.
 #[derive(Serialize)]
 pub(crate) struct Listing {
+    #[serde(serialize_with = "crate::output::path")]
     dir: PathBuf,
     containers: Vec<Line>,
     /// Names of snapshots, in the order in which they were taken.
@@ -73,15 +74,15 @@ impl Report for Listing {
     }
 
     fn print(&self) {
-        let width = |of: fn(&Line) -> &str, heading: &str| {
+        let width = |of: fn(&Line) -> String, heading: &str| {
             let widths = self.containers.iter().map(|c| of(c).chars().count());
             widths.chain([heading.len()]).max().unwrap_or(0)
         };
-        fn root(c: &Line) -> &str {
-            c.root.as_deref().unwrap_or("-")
+        fn root(c: &Line) -> String {
+            c.root.as_deref().map_or_else(|| "-".to_owned(), shown)
         }
-        let (names, roots) = (width(|c| &c.name, "NAME"), width(root, "ROOT"));
-        let addresses = width(|c| &c.address, "ADDRESS");
+        let (names, roots) = (width(|c| shown(&c.name), "NAME"), width(root, "ROOT"));
+        let addresses = width(|c| c.address.clone(), "ADDRESS");
         crate::say!(
             "{:names$}  {:roots$}  {:addresses$}  {:>9}  {:>10}",
             "NAME",
@@ -93,7 +94,7 @@ impl Report for Listing {
         for c in &self.containers {
             crate::say!(
                 "{:names$}  {:roots$}  {:addresses$}  {:>9}  {:>10}",
-                c.name,
+                shown(&c.name),
                 root(c),
                 c.address,
                 c.pages,
@@ -101,7 +102,8 @@ impl Report for Listing {
             );
         }
         if !self.snapshots.is_empty() {
-            crate::say!("snapshots: {}", self.snapshots.join(", "));
+            let names: Vec<String> = self.snapshots.iter().map(|name| shown(name)).collect();
+            crate::say!("snapshots: {}", names.join(", "));
         }
         for problem in self.containers.iter().filter_map(|c| c.problem.as_ref()) {
             crate::say!("{problem}");

@@ -102,7 +102,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Args { json, command } = Args::parse();
+    let Args { json, command } = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return output::answer_usage(&error),
+    };
     match command {
         Command::Demo(demo) => answer(json, "demo", demo.run()),
         Command::Ls { dir } => answer(json, "ls", ls::run(&dir)),

@@ -6,20 +6,23 @@
 //! error. `docs/command.md` lists the keys of every object.
 
 use std::fmt;
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
-use stead::{BackupError, ContainerError, OpenError, OpenErrorKind, RestoreError, SnapshotError};
+use serde::{Serialize, Serializer};
+use stead::{
+    BackupError, ContainerError, OpenError, OpenErrorKind, RestoreError, SnapshotError, word_of,
+};
 
 /// What `stead --help` says about exit codes.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  all is well
-  1  something is wrong with the store or the system: damage, a check that failed
+  1  something is wrong with the store, the backup or the system: damage, a check that failed
   2  the command line is not understood
-  3  the store cannot be opened: missing, in use, no right, no store
+  3  the store, or the snapshot or container named, cannot be opened: missing, in use, no right, no store
   4  the command could not be carried out to its end";
 
 /// Raised when a key changes its meaning or goes away; new keys leave it as it is.
@@ -27,6 +30,7 @@ const JSON_VERSION: u32 = 1;
 
 const FINE: u8 = 0;
 const WRONG: u8 = 1;
+const NOT_UNDERSTOOD: u8 = 2;
 const NOT_OPENED: u8 = 3;
 const NOT_DONE: u8 = 4;
 
@@ -55,7 +59,8 @@ pub(crate) type Outcome<R> = Result<R, Failure>;
 #[derive(Serialize)]
 struct Answer<'a, R> {
     json_version: u32,
-    command: &'a str,
+    /// Null where the command line is not understood.
+    command: Option<&'a str>,
     exit_code: u8,
     #[serde(flatten)]
     report: R,
@@ -97,9 +102,51 @@ pub(crate) fn answer<R: Report>(json: bool, command: &str, outcome: Outcome<R>) 
 }
 
 fn print_json<R: Serialize>(command: &str, exit_code: u8, report: R) {
+    let command = Some(command).filter(|_| exit_code != NOT_UNDERSTOOD);
     let answer = Answer { json_version: JSON_VERSION, command, exit_code, report };
     let text = serde_json::to_string(&answer).expect("reports are plain numbers and text");
     print_line(format_args!("{text}"));
+}
+
+/// Answers a command line that clap did not understand, or a question for help.
+pub(crate) fn answer_usage(error: &clap::Error) -> ExitCode {
+    // Nobody is left to be told if it cannot be printed.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::from(FINE);
+    }
+    if std::env::args_os().any(|arg| arg == "--json") {
+        let message = error.to_string();
+        let error = Words { kind: "usage", message: message.trim() };
+        print_json("", NOT_UNDERSTOOD, Failed { error });
+    }
+    ExitCode::from(NOT_UNDERSTOOD)
+}
+
+/// A path in JSON, which has no others than UTF-8: bytes that are none are replaced.
+pub(crate) fn path<S: Serializer>(path: impl AsRef<Path>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.as_ref().display())
+}
+
+/// As [`path`], where there may be none.
+pub(crate) fn maybe_path<S: Serializer>(
+    path: &Option<impl AsRef<Path>>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => to.collect_str(&path.as_ref().display()),
+        None => to.serialize_none(),
+    }
+}
+
+/// A name as it can stand in a line: as it is, or in quotes with all that cannot be seen written out.
+pub(crate) fn shown(name: &str) -> String {
+    let is_plain = |c: char| matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1;
+    if !name.is_empty() && name.trim() == name && name.chars().all(is_plain) {
+        name.to_owned()
+    } else {
+        format!("{name:?}")
+    }
 }
 
 /// Prints a line, and ends the process quietly when nobody reads any more.
@@ -129,17 +176,36 @@ impl Failure {
     pub(crate) fn not_done(why: impl fmt::Display) -> Failure {
         Failure { kind: "system", exit_code: NOT_DONE, message: why.to_string() }
     }
+
+    /// The same for something that the system refused to do with a file.
+    pub(crate) fn with_file(file: &Path, error: &io::Error) -> Failure {
+        let message = format!("{}: {error}", file.display());
+        Failure { kind: word_of(error), exit_code: NOT_DONE, message }
+    }
+
+    /// The command line asks for what cannot be.
+    pub(crate) fn usage(why: &str) -> Failure {
+        Failure { kind: "usage", exit_code: NOT_UNDERSTOOD, message: why.to_owned() }
+    }
+}
+
+/// The exit code of an error of this kind, whichever command meets it.
+fn exit_code_of(kind: &str) -> u8 {
+    match kind {
+        "damaged" | "bad_backup" => WRONG,
+        "missing" | "not_a_store" | "in_use" | "not_permitted" | "newer" | "addresses_taken"
+        | "no_addresses" | "unsupported" | "no_container" | "no_snapshot" => NOT_OPENED,
+        _ => NOT_DONE,
+    }
+}
+
+fn failure(kind: &'static str, why: &dyn fmt::Display) -> Failure {
+    Failure { kind, exit_code: exit_code_of(kind), message: why.to_string() }
 }
 
 impl From<SnapshotError> for Failure {
     fn from(error: SnapshotError) -> Failure {
-        match error {
-            SnapshotError::Container(error) => error.into(),
-            error if error.is_unknown() => {
-                Failure { kind: "no_snapshot", exit_code: NOT_OPENED, message: error.to_string() }
-            }
-            error => Failure::not_done(error),
-        }
+        failure(error.word(), &error)
     }
 }
 
@@ -147,29 +213,19 @@ impl From<BackupError> for Failure {
     fn from(error: BackupError) -> Failure {
         match error {
             BackupError::Open(error) => OpenError::from(error).into(),
-            error if error.is_unknown() => {
-                Failure { kind: "no_snapshot", exit_code: NOT_OPENED, message: error.to_string() }
+            error @ BackupError::Copy(_) if !error.is_damage() => {
+                // It was opened.
+                let (kind, message) = (error.word(), error.to_string());
+                Failure { kind, exit_code: NOT_DONE, message }
             }
-            error if error.is_damage() => {
-                Failure { kind: "damaged", exit_code: WRONG, message: error.to_string() }
-            }
-            error => Failure::not_done(error),
+            error => failure(error.word(), &error),
         }
     }
 }
 
 impl From<RestoreError> for Failure {
     fn from(error: RestoreError) -> Failure {
-        let (kind, exit_code) = match &error {
-            RestoreError::UnderWay(_) => ("in_use", NOT_OPENED),
-            RestoreError::NotABackup
-            | RestoreError::Cut { .. }
-            | RestoreError::Damaged { .. }
-            | RestoreError::Nothing => ("bad_backup", WRONG),
-            RestoreError::Newer { .. } => ("newer", NOT_OPENED),
-            _ => ("system", NOT_DONE),
-        };
-        Failure { kind, exit_code, message: error.to_string() }
+        failure(stead::restore_word(&error), &error)
     }
 }
 
@@ -182,7 +238,6 @@ impl fmt::Display for Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         let kind = error.kind();
-        let exit_code = if kind == OpenErrorKind::Damaged { WRONG } else { NOT_OPENED };
         let mut message = error.to_string();
         // Where the error itself does not say what to do.
         let advice = match kind {
@@ -194,25 +249,23 @@ impl From<OpenError> for Failure {
             OpenErrorKind::AddressesTaken => {
                 "try again: where the system puts libraries differs each time"
             }
+            OpenErrorKind::NotPermitted if !message.contains("run as its owner") => {
+                "run as its owner or change its permissions"
+            }
             OpenErrorKind::System => "look at what the system says, and try again",
             _ => "",
         };
         if !advice.is_empty() {
             message = format!("{message}; {advice}");
         }
+        let exit_code = if kind == OpenErrorKind::Damaged { WRONG } else { NOT_OPENED };
         Failure { kind: kind.word(), exit_code, message }
     }
 }
 
 impl From<ContainerError> for Failure {
     fn from(error: ContainerError) -> Failure {
-        let (kind, exit_code) = match &error {
-            error if error.is_damage() => ("damaged", WRONG),
-            ContainerError::Missing { .. } => ("no_container", NOT_OPENED),
-            ContainerError::Reserve { .. } => ("addresses_taken", NOT_OPENED),
-            _ => ("system", NOT_DONE),
-        };
-        Failure { kind, exit_code, message: error.to_string() }
+        failure(error.word(), &error)
     }
 }
 
@@ -226,8 +279,23 @@ impl From<stead::Error> for Failure {
     }
 }
 
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Failure {
-        Failure::not_done(error)
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure { kind: word_of(&error), exit_code: NOT_DONE, message: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn names_are_shown_so_that_one_sees_what_is_in_them() {
+        for plain in ["bank", "größe \"x\" it's a\\b", "日本"] {
+            assert_eq!(shown(plain), plain);
+        }
+        assert_eq!(shown("a\u{202e}b"), "\"a\\u{202e}b\"");
+        assert_eq!(shown("\u{200b}"), "\"\\u{200b}\"");
+        assert_eq!((shown(" "), shown("")), ("\" \"".to_owned(), "\"\"".to_owned()));
     }
 }

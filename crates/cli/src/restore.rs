@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io::{self, BufReader, IsTerminal, Read};
 use std::path::PathBuf;
 
-use clap::CommandFactory;
-use clap::error::ErrorKind;
 use serde::Serialize;
 
 use crate::output::{Failure, Outcome, Report, byte_bar};
@@ -24,6 +22,7 @@ pub(crate) struct Restore {
 /// What was restored.
 #[derive(Serialize)]
 pub(crate) struct Made {
+    #[serde(serialize_with = "crate::output::path")]
     dir: PathBuf,
     /// The snapshot that it was; null if it was none.
     snapshot: Option<String>,
@@ -38,7 +37,7 @@ impl Restore {
         if input.is_empty() && io::stdin().is_terminal() {
             let what =
                 "a backup is read from standard input: name a file with -i, or give one by a pipe";
-            crate::Args::command().error(ErrorKind::MissingRequiredArgument, what).exit();
+            return Err(Failure::usage(what));
         }
         let bar = byte_bar();
         let mut restore = stead::Restore::begin(&dir)?;
@@ -55,7 +54,7 @@ impl Restore {
                 let length = file.metadata()?.len();
                 Ok::<_, io::Error>((file, length))
             };
-            let file = open().map_err(|e| Failure::not_done(format!("{}: {e}", path.display())))?;
+            let file = open().map_err(|e| Failure::with_file(path, &e))?;
             opened.push((path, file));
         }
         bar.set_length(opened.iter().map(|(_, (_, length))| length).sum());

@@ -14,6 +14,7 @@ use crate::units::bytes;
 /// What was found.
 #[derive(Serialize)]
 pub(crate) struct Scrubbed {
+    #[serde(serialize_with = "crate::output::path")]
     dir: PathBuf,
     read_bytes: u64,
     /// Images of pages among what was read.

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use stead::{Options, SnapshotInfo, Store};
 
-use crate::output::{Failure, Outcome, Report};
+use crate::output::{Failure, Outcome, Report, shown};
 use crate::units::{ago, bytes};
 
 /// What to do. All but `list` need the store for themselves.
@@ -56,6 +56,7 @@ pub(crate) enum Snapshot {
 /// What was done, and the snapshots that there are now.
 #[derive(Serialize)]
 pub(crate) struct Done {
+    #[serde(serialize_with = "crate::output::path")]
     dir: PathBuf,
     /// In words; null for a list.
     done: Option<String>,
@@ -117,7 +118,9 @@ fn own(dir: &Path) -> Result<Store, Failure> {
 /// The container that had this name in the snapshot, by its number.
 fn origin(dir: &Path, snapshot: &str, container: &str) -> Result<String, Failure> {
     let store = stead::open_snapshot(dir, snapshot)?;
-    let found = store.stat().containers.into_iter().find(|c| c.name == container);
+    // The system container is no container of the user's.
+    let mut containers = store.stat().containers.into_iter().skip(1);
+    let found = containers.find(|c| c.name == container);
     Ok(found.map_or_else(|| container.to_owned(), |c| format!("#{}", c.id.0)))
 }
 
@@ -145,7 +148,7 @@ impl Report for Done {
             crate::say!("{done}");
             return;
         }
-        let names = self.snapshots.iter().map(|line| line.name.chars().count());
+        let names = self.snapshots.iter().map(|line| shown(&line.name).chars().count());
         let width = names.chain(["NAME".len()]).max().unwrap_or(0);
         crate::say!(
             "{:width$}  {:>16}  {:>13}  {:>10}",
@@ -157,7 +160,7 @@ impl Report for Done {
         for line in &self.snapshots {
             crate::say!(
                 "{:width$}  {:>16}  {:>13}  {:>10}",
-                line.name,
+                shown(&line.name),
                 ago(line.taken_unix_ns),
                 line.last_sequence,
                 bytes(line.stored_bytes)

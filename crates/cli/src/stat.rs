@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::output::{Outcome, Report};
+use crate::output::{Outcome, Report, shown};
 use crate::units::{ago, bytes};
 
 /// What there is.
 #[derive(Serialize)]
 pub(crate) struct Found {
+    #[serde(serialize_with = "crate::output::path")]
     dir: PathBuf,
     /// The number of the last stabilisation; 0 if there was none.
     last_sequence: u64,
@@ -132,7 +133,7 @@ impl Report for Found {
         crate::say!("  written pages        found by {}", self.written_pages);
         crate::say!("  containers           {}", self.containers.len() - 1);
         for c in &self.containers {
-            crate::say!("container {} {}", c.id, c.name);
+            crate::say!("container {} {}", c.id, shown(&c.name));
             crate::say!(
                 "  address              {} ({} of addresses)",
                 c.address,

@@ -98,11 +98,87 @@ fn what_cannot_be_opened_has_an_exit_code_and_advice() {
 }
 
 #[test]
+fn every_kind_of_error_is_documented() {
+    let documented = fs::read_to_string(common::DOCUMENT).unwrap();
+    let sources =
+        ["../site/src/word.rs", "../site/src/error.rs", "../store/src/error.rs", "src/output.rs"];
+    let mut found = 0;
+    for source in sources {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+        let text = fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        // Words of this form stand behind an arrow, or are given to an error of the command.
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let Some((_, word)) = line.split_once("=> \"").or_else(|| line.split_once("kind: \""))
+            else {
+                continue;
+            };
+            let word = word.split('"').next().unwrap();
+            if word.is_empty() || word.contains(' ') {
+                continue;
+            }
+            assert!(
+                documented.contains(&format!("| `{word}` |")),
+                "{word} of {source} is not documented"
+            );
+            found += 1;
+        }
+    }
+    assert!(found > 30, "{found} words");
+}
+
+#[test]
+fn what_the_user_may_not_read_has_its_kind() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    bank(&dir, 10);
+    let permit = |mode| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(dir.join("log"), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    permit(0);
+    if fs::File::open(dir.join("log")).is_ok() {
+        println!("NOT RUN: root may read everything");
+        return;
+    }
+    for command in ["ls", "stat", "verify", "scrub"] {
+        refused(
+            &[command, dir.to_str().unwrap()],
+            3,
+            "not_permitted",
+            &["Permission denied", "run as its owner"],
+        );
+    }
+}
+
+#[test]
+fn a_directory_whose_name_is_no_text_is_answered_for_in_json() {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join(std::ffi::OsStr::from_bytes(b"st\xffore"));
+    bank(&dir, 10);
+    for command in ["ls", "stat", "scrub", "doctor"] {
+        let ran = std::process::Command::new(env!("CARGO_BIN_EXE_stead"));
+        let ran = { ran }.args([command, "--json"]).arg(&dir).output().unwrap();
+        assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+        let json: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let dir = if command == "doctor" { &json["store"]["dir"] } else { &json["dir"] };
+        assert!(dir.as_str().unwrap().ends_with("st\u{fffd}ore"), "{json}");
+    }
+}
+
+#[test]
 fn a_line_that_is_not_understood() {
     for args in [&["frobnicate"][..], &["ls"], &["verify", "--frob", "x"], &[]] {
         let ran = run(args, &[]);
         assert_eq!(ran.code, 2, "{args:?}: {ran:?}");
         assert!(ran.out.is_empty() && ran.err.contains("Usage"), "{ran:?}");
+        let ran = run(args, &["--json"]);
+        let json = ran.json();
+        assert_eq!((ran.code, json["error"]["kind"].as_str()), (2, Some("usage")), "{ran:?}");
+        common::keys_are_documented("ls", &json);
     }
     let help = run(&["--help"], &[]);
     assert_eq!(help.code, 0);

@@ -57,7 +57,7 @@ fn states_are_named_used_and_forgotten() {
     refused(
         &["snapshot", "take", dir, "monday"],
         4,
-        "system",
+        "exists",
         "there is a snapshot \"monday\" already",
     );
     refused(
@@ -68,6 +68,18 @@ fn states_are_named_used_and_forgotten() {
     );
     refused(&["snapshot", "branch", dir, "sunday", "bank", "x"], 3, "no_snapshot", "sunday");
     refused(&["snapshot", "branch", dir, "monday", "none", "x"], 3, "no_container", "none");
+    refused(
+        &["snapshot", "branch", dir, "monday", "(system)", "x"],
+        3,
+        "no_container",
+        "\"(system)\"",
+    );
+    for (name, why) in
+        [("a\u{202e}b", "cannot be seen"), (" ", "white space"), ("#1", "`#`"), ("", "empty")]
+    {
+        refused(&["snapshot", "take", dir, name], 4, "bad_name", why);
+        refused(&["snapshot", "branch", dir, "monday", "bank", name], 4, "bad_name", why);
+    }
 
     well(&["snapshot", "branch", dir, "monday", "bank", "old bank"]);
     for command in ["ls", "stat", "verify", "scrub"] {
@@ -142,10 +154,11 @@ fn a_store_in_use_is_backed_up_and_restored() {
     refused(
         &["restore", &at("four"), "-i", &at("changes")],
         4,
-        "system",
+        "wrong_base",
         "since snapshot \"base\"",
     );
-    refused(&["restore", &at("one"), "-i", &at("full")], 4, "system", "is there already");
+    refused(&["restore", &at("one"), "-i", &at("full")], 4, "exists", "is there already");
+    refused(&["restore", &at("five"), "-i", &at("none")], 4, "system", "none: No such file");
     refused(&["backup", &dir, "--snapshot", "none", "-o", &at("x")], 3, "no_snapshot", "\"none\"");
     refused(&["backup", &at("none"), "-o", &at("x")], 3, "missing", "does not exist");
     assert!(!temp.path().join("x").exists() && !temp.path().join("x.part").exists());
@@ -163,8 +176,7 @@ fn a_store_in_use_is_backed_up_and_restored() {
     refused(&["restore", &at("four"), "-i", &at("cut")], 1, "bad_backup", "ends too early");
     assert!(!temp.path().join("four").exists() && !temp.path().join("four.restoring").exists());
     // Where the answer and the backup would be mixed.
-    let ran = run(&["backup", &dir], &["--json"]);
-    assert_eq!(ran.code, 2, "{ran:?}");
+    refused(&["backup", &dir], 2, "usage", "name a file with -o");
     let full_disk = Command::new(env!("CARGO_BIN_EXE_stead"))
         .args(["backup", &dir])
         .stdout(File::options().write(true).open("/dev/full").unwrap())

@@ -110,30 +110,27 @@ impl OpenErrorKind {
     }
 }
 
+fn refused(error: &std::io::Error) -> OpenErrorKind {
+    match stead_store::word_of(error) {
+        "not_permitted" => OpenErrorKind::NotPermitted,
+        _ => OpenErrorKind::System,
+    }
+}
+
 impl OpenError {
     /// In which way it could not be opened.
     #[must_use]
     pub fn kind(&self) -> OpenErrorKind {
-        use stead_store::OpenError as Store;
         match self {
-            OpenError::Store(e) => match e {
-                Store::Missing { .. } => OpenErrorKind::Missing,
-                Store::NotADirectory { .. } | Store::NotAStore { .. } => OpenErrorKind::NotAStore,
-                Store::NewerFormat { .. } | Store::UnknownFeatures { .. } => OpenErrorKind::Newer,
-                Store::NotWritable { .. } => OpenErrorKind::NotPermitted,
-                Store::Held(_) => OpenErrorKind::InUse,
-                Store::Damaged { .. } => OpenErrorKind::Damaged,
-                Store::Io { .. } => OpenErrorKind::System,
-            },
+            OpenError::Store(e) => OpenError::kind_of_store(e),
             OpenError::Create(e) => match e {
                 CreateError::Exists { .. }
                 | CreateError::NotEmpty { .. }
                 | CreateError::NotADirectory { .. } => OpenErrorKind::NotAStore,
                 CreateError::NotWritable { .. } => OpenErrorKind::NotPermitted,
                 CreateError::Held(_) => OpenErrorKind::InUse,
-                CreateError::NoSpace { .. }
-                | CreateError::BadOptions(_)
-                | CreateError::Io { .. } => OpenErrorKind::System,
+                CreateError::NoSpace { .. } | CreateError::BadOptions(_) => OpenErrorKind::System,
+                CreateError::Io { source, .. } => refused(source),
             },
             OpenError::Unsupported(_) => OpenErrorKind::Unsupported,
             OpenError::Directory { why, .. } if why.is_damage() => OpenErrorKind::Damaged,
@@ -145,6 +142,19 @@ impl OpenError {
             OpenError::Snapshot { .. } => OpenErrorKind::NoSnapshot,
             OpenError::Unfinished { .. } => OpenErrorKind::System,
             OpenError::Thread(_) => OpenErrorKind::System,
+        }
+    }
+
+    pub(crate) fn kind_of_store(error: &stead_store::OpenError) -> OpenErrorKind {
+        use stead_store::OpenError as Store;
+        match error {
+            Store::Missing { .. } => OpenErrorKind::Missing,
+            Store::NotADirectory { .. } | Store::NotAStore { .. } => OpenErrorKind::NotAStore,
+            Store::NewerFormat { .. } | Store::UnknownFeatures { .. } => OpenErrorKind::Newer,
+            Store::NotWritable { .. } => OpenErrorKind::NotPermitted,
+            Store::Held(_) => OpenErrorKind::InUse,
+            Store::Damaged { .. } => OpenErrorKind::Damaged,
+            Store::Io { source, .. } => refused(source),
         }
     }
 
@@ -165,12 +175,6 @@ pub enum ContainerError {
     /// Not a name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The name under which the system container is shown.
-    #[error("the name {name:?} stands for the directory of containers itself: choose another")]
-    Reserved {
-        /// The name.
-        name: String,
-    },
     /// There is none of this name, and none was to be made.
     #[error("there is no container named {name:?} in this store")]
     Missing {
@@ -187,6 +191,22 @@ pub enum ContainerError {
         name: String,
         /// What lies there.
         source: ReserveError,
+    },
+    /// The process may not have so many addresses.
+    #[error(
+        "container {name:?}: this process cannot have addresses for it beside the {open} containers that it has open: \
+         it takes {address_bytes} bytes of them twice, once for locks; give fewer `ContainerOptions::address_bytes` \
+         when containers are made, or drop those that are not in use ({why})"
+    )]
+    AddressSpace {
+        /// The container.
+        name: String,
+        /// Containers open in this process, those of other stores not counted.
+        open: usize,
+        /// Addresses that it is to have.
+        address_bytes: u64,
+        /// What the system said, and which limits there are.
+        why: String,
     },
     /// It could not be mapped.
     #[error("container {name:?} could not be mapped: {source}")]

@@ -15,6 +15,7 @@ pub mod site;
 mod snapshot;
 pub mod stat;
 pub mod step;
+mod word;
 
 pub use container::Opened;
 pub use error::{
@@ -30,6 +31,8 @@ pub use stat::{ContainerStat, Counters, SiteStat, WrittenPages};
 pub use stead_heap::{Damaged, PageKind, PageUse, Report as CheckReport};
 pub use stead_memory::{Allowed, Finding, Support};
 pub use stead_store::{
-    BackedUp, BackupProgress, Restore, RestoreError, Restored, ScrubProgress, SnapshotInfo, StateId,
+    BackedUp, BackupProgress, Restore, RestoreError, Restored, ScrubProgress, SnapshotInfo,
+    StateId, word_of,
 };
 pub use step::rounds::Stable;
+pub use word::restore_word;

@@ -249,12 +249,34 @@ pub enum CommitError {
     Limit(&'static str),
 }
 
+/// In which way the system refused, in one word that stays the same: `not_permitted`, `no_space` or `system`.
+#[must_use]
+pub fn word_of(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "not_permitted",
+        io::ErrorKind::FileTooLarge => "no_space",
+        _ if is_no_space(error) => "no_space",
+        _ => "system",
+    }
+}
+
 /// Whether the disk, or what this user may have of it, is full.
 pub(crate) fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl CommitError {
+    /// In which way it was refused, in one word that stays the same: `no_space`, `not_permitted`, `damaged` or `system`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            CommitError::NoSpace { .. } => "no_space",
+            CommitError::Io { source, .. } => word_of(source),
+            CommitError::Damaged(_) => "damaged",
+            CommitError::ReadOnly | CommitError::Limit(_) => "system",
+        }
+    }
+
     pub(crate) fn io(action: &'static str, source: io::Error) -> Self {
         if is_no_space(&source) {
             CommitError::NoSpace { source }

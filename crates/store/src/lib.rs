@@ -69,7 +69,7 @@ pub use batch::Batch;
 pub use commit::Committed;
 pub use directory::CreateOptions;
 pub use disk::Counters;
-pub use error::{CommitError, CreateError, Damage, Held, OpenError, ReadError};
+pub use error::{CommitError, CreateError, Damage, Held, OpenError, ReadError, word_of};
 pub use file::{Calls, FileMedium};
 pub use keep::Maintained;
 pub use medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
