@@ -37,6 +37,12 @@ struct Args {
     /// Memory that is resident while stabilising, in MiB
     #[arg(long, default_value_t = 1024)]
     resident_mib: u64,
+    /// Dirty pages of one stabilisation (default: 1, 100 and 10,000)
+    #[arg(long)]
+    dirty: Vec<usize>,
+    /// Rounds for each number of dirty pages (default: 200, and 15 of 10,000)
+    #[arg(long)]
+    rounds: Option<u32>,
     /// Live data of the store that ages, in MiB
     #[arg(long, default_value_t = 1024)]
     live_mib: u64,
@@ -144,7 +150,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let new = match what {
             What::Sections => sections::measure(temp.path())?,
             What::Maps => maps::measure(temp.path(), args.pairs)?,
-            What::Stabilise => stabilise::measure(temp.path(), args.resident_mib)?,
+            What::Stabilise => {
+                let dirty =
+                    if args.dirty.is_empty() { vec![1, 100, 10_000] } else { args.dirty.clone() };
+                stabilise::measure(temp.path(), args.resident_mib, &dirty, args.rounds)?
+            }
             What::Pauses => pauses::measure(temp.path(), args.resident_mib)?,
             #[cfg(feature = "peers")]
             What::Peers => peers::measure(temp.path(), args.resident_mib)?,

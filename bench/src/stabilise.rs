@@ -58,6 +58,8 @@ pub(crate) fn settled(store: &Store, c: &stead::Container<Pages<'static>>) -> Re
 pub(crate) fn measure(
     dir: &Path,
     resident_mib: u64,
+    dirty: &[usize],
+    rounds: Option<u32>,
 ) -> Result<std::vec::Vec<Row>, Box<dyn std::error::Error>> {
     let store = Store::open_with(dir.join("stabilise"), &Options::new().interval(None))?;
     let c = filled(&store, resident_mib)?;
@@ -65,24 +67,28 @@ pub(crate) fn measure(
     let mut raw = RawDisk::new(&dir.join("raw"), 256 << 20, 42 << 20)?;
     let mut rows = std::vec::Vec::new();
     let mut chance = fastrand::Rng::with_seed(3);
-    for (dirty, rounds) in [(1usize, 200), (100, 200), (10_000, 15)] {
+    for &dirty in dirty {
+        let rounds = rounds.unwrap_or(if dirty < 1000 { 200 } else { 15 });
         let mut times = (std::vec::Vec::new(), std::vec::Vec::new(), std::vec::Vec::new());
         let (mut rest, mut pauses) = (std::vec::Vec::new(), std::vec::Vec::new());
+        let mut changes = std::vec::Vec::new();
         let before = store.counters();
         for _ in 0..rounds {
             times.0.push(raw.write_and_flush(dirty * PAGE)?);
             let count = c.read(|root, _| root.pages.len())?;
+            let mut picked = std::collections::BTreeSet::new();
+            while picked.len() < dirty {
+                picked.insert(chance.usize(..count));
+            }
+            let began = Instant::now();
             c.exclusive(|root, tx| -> Result<()> {
-                let mut picked = std::collections::BTreeSet::new();
-                while picked.len() < dirty {
-                    picked.insert(chance.usize(..count));
-                }
-                for i in picked {
+                for &i in &picked {
                     let page = root.pages.get_mut(tx, i).expect("picked below the length");
                     page[7] += 1;
                 }
                 Ok(())
             })?;
+            changes.push(began.elapsed().as_secs_f64() * 1e6);
             let began = Instant::now();
             store.stabilise()?;
             let us = began.elapsed().as_secs_f64() * 1e6;
@@ -105,6 +111,7 @@ pub(crate) fn measure(
             median(pauses)
         );
         rows.push(Row::new(format!("{name}: all"), median(times.1), "us").against("raw", limit));
+        rows.push(Row::new(format!("{name}: the change before"), median(changes), "us"));
         rows.push(Row::new(format!("{name}: search"), median(times.2), "us"));
         rows.push(
             Row::new(format!("{name}: the rest"), median(rest), "us")

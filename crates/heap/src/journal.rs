@@ -71,6 +71,8 @@ pub(crate) struct Journal {
     fresh_bytes: Cell<usize>,
     /// Old bytes, each note followed by its trailer; see `push_note`.
     notes: UnsafeCell<Vec<u64>>,
+    /// In so many sections more the room for many notes is kept.
+    large_lately: Cell<u32>,
     /// The note taken last.
     last_start: Cell<usize>,
     last_bytes: Cell<usize>,
@@ -133,6 +135,7 @@ impl Journal {
             fresh_start: Cell::new(0),
             fresh_bytes: Cell::new(0),
             notes: UnsafeCell::new(Vec::with_capacity(1024)),
+            large_lately: Cell::new(0),
             last_start: Cell::new(0),
             last_bytes: Cell::new(0),
             filter: UnsafeCell::default(),
@@ -350,9 +353,14 @@ impl Journal {
         // numbers.
         unsafe {
             let notes = &mut *self.notes.get();
+            if notes.len() > NOTES_KEPT_MAX {
+                self.large_lately.set(LARGE_LATELY);
+            }
             notes.clear();
             if notes.capacity() > NOTES_KEPT_MAX {
-                notes.shrink_to(NOTES_KEPT_MAX);
+                let left = self.large_lately.get();
+                self.large_lately.set(left.saturating_sub(1));
+                notes.shrink_to(if left > 0 { NOTES_KEPT_LARGE } else { NOTES_KEPT_MAX });
             }
             for list in [&mut *self.allocations.get(), &mut *self.frees.get()] {
                 list.clear();
@@ -415,6 +423,12 @@ impl Journal {
 
 /// Words of the note buffer that a thread keeps from section to section.
 const NOTES_KEPT_MAX: usize = 1 << 20;
+
+/// The same of a thread that has lately needed more: memory that is new each time costs more than the notes.
+const NOTES_KEPT_LARGE: usize = 1 << 24;
+
+/// Sections for which a large one counts as lately.
+const LARGE_LATELY: u32 = 64;
 
 /// Addresses of allocations, and of frees, that a thread keeps room for.
 const LIST_KEPT_MAX: usize = 1 << 16;

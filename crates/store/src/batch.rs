@@ -5,17 +5,15 @@ use std::collections::hash_map::Entry as Slotted;
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
 use crate::aligned::AlignedBuf;
 use crate::format::Sealer;
 
-/// Pages in one piece of the buffer: pieces are added as needed and never moved.
-const PIECE_PAGES: usize = 256;
-
-/// Pieces that an emptied batch keeps: 64 MiB.
-const PIECES_KEPT: usize = 64;
+/// Bytes of pieces that an emptied batch keeps.
+const BYTES_KEPT: usize = 64 << 20;
 
 /// Page images, zero pages and dropped containers that are to become stable together.
 ///
@@ -24,7 +22,12 @@ const PIECES_KEPT: usize = 64;
 pub struct Batch {
     sealer: Sealer,
     association: u32,
-    pieces: Vec<AlignedBuf>,
+    /// Pages in one piece of the buffer, as many as a chunk of the log has: pieces are added as needed and never moved.
+    piece_pages: usize,
+    /// Shared with whoever writes those that have been given.
+    pieces: Vec<Arc<AlignedBuf>>,
+    /// So many pieces, the first ones, have been given to be written ahead: they are changed no more.
+    given: usize,
     /// What each place in the pieces holds; `None` is a hole.
     slots: Vec<Option<Image>>,
     holes: Vec<usize>,
@@ -45,11 +48,13 @@ enum Content {
 }
 
 impl Batch {
-    pub(crate) fn new(sealer: Sealer) -> Self {
+    pub(crate) fn new(sealer: Sealer, piece_pages: usize) -> Self {
         Batch {
             sealer,
             association: 0,
+            piece_pages,
             pieces: Vec::new(),
+            given: 0,
             slots: Vec::new(),
             holes: Vec::new(),
             index: HashMap::new(),
@@ -76,7 +81,7 @@ impl Batch {
     /// As [`Batch::push`], with a `fill` that may fail.
     ///
     /// # Errors
-    /// What `fill` said; the batch then holds nothing of that page.
+    /// What `fill` said; the batch then holds nothing of that page, or what a stream has taken of it already.
     ///
     /// # Panics
     /// As [`Batch::push`].
@@ -86,15 +91,19 @@ impl Batch {
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         check(id);
-        let slot = match self.index.get(&id) {
-            Some(&Content::Slot(slot)) => slot,
-            Some(Content::Zero) | None => self.take_slot(),
+        let (slot, given) = match self.index.get(&id) {
+            Some(&Content::Slot(slot)) if !self.is_given(slot) => (slot, None),
+            Some(&Content::Slot(given)) => (self.take_slot(), Some(given)),
+            Some(Content::Zero) | None => (self.take_slot(), None),
         };
         let filled = fill(self.page_mut(slot));
         match filled {
             Ok(()) => self.settle_slot(id, slot),
             Err(_) => {
-                self.index.remove(&id);
+                match given {
+                    Some(given) => self.index.insert(id, Content::Slot(given)),
+                    None => self.index.remove(&id),
+                };
                 self.leave_slot(slot);
             }
         }
@@ -121,7 +130,7 @@ impl Batch {
         while page < end {
             let id = PageId { container, page: PageNo(page) };
             let start = self.slots.len();
-            let room = PIECE_PAGES - start % PIECE_PAGES;
+            let room = self.piece_pages - start % self.piece_pages;
             let stretch = (page..end)
                 .take(room)
                 .take_while(|&p| !self.contains(PageId { container, page: PageNo(p) }))
@@ -133,9 +142,7 @@ impl Batch {
             }
             check(PageId { container, page: PageNo(page + stretch as u64 - 1) });
             self.add_pieces(start + stretch);
-            let at = start % PIECE_PAGES * PAGE_SIZE;
-            let bytes = self.pieces[start / PIECE_PAGES].as_mut_slice();
-            fill(id.page, &mut bytes[at..at + stretch * PAGE_SIZE])?;
+            fill(id.page, self.pages_mut(start, stretch))?;
             self.slots.resize(start + stretch, None);
             for i in 0..stretch {
                 let id = PageId { container, page: PageNo(page + i as u64) };
@@ -218,29 +225,97 @@ impl Batch {
 
     /// Forgets everything but keeps the memory, up to 64 MiB.
     pub fn clear(&mut self) {
-        self.pieces.truncate(PIECES_KEPT);
+        self.pieces.truncate(BYTES_KEPT / (self.piece_pages * PAGE_SIZE));
+        self.given = 0;
         self.slots.clear();
         self.holes.clear();
         self.index.clear();
         self.dropped.clear();
     }
 
-    /// Closes the holes, and tells which image lies in which place.
+    /// Closes the holes, and tells which image lies in which place; of those that have been given nothing.
     pub(crate) fn settle(&mut self) -> Vec<Image> {
         while let Some(hole) = self.holes.pop() {
-            while let Some(None) = self.slots.last() {
-                self.slots.pop();
-            }
-            if hole >= self.slots.len() {
-                continue;
-            }
-            let last = self.slots.len() - 1;
-            let image = self.slots.pop().flatten().expect("the last slot is no hole");
-            self.copy_page(last, hole);
-            self.slots[hole] = Some(image);
-            self.index.insert(image.id, Content::Slot(hole));
+            self.close(hole);
         }
-        self.slots.iter().map(|slot| slot.expect("no holes are left")).collect()
+        let first = self.given_images();
+        self.slots[first..].iter().map(|slot| slot.expect("no holes are left")).collect()
+    }
+
+    /// Moves the last image into a hole, unless that is behind it.
+    fn close(&mut self, hole: usize) {
+        while let Some(None) = self.slots.last() {
+            self.slots.pop();
+        }
+        if hole >= self.slots.len() {
+            return;
+        }
+        let last = self.slots.len() - 1;
+        let image = self.slots.pop().flatten().expect("the last slot is no hole");
+        self.copy_page(last, hole);
+        self.slots[hole] = Some(image);
+        self.index.insert(image.id, Content::Slot(hole));
+    }
+
+    /// Whether there may be one to give.
+    pub(crate) fn has_full_piece(&self) -> bool {
+        // What comes behind a container that is dropped must not be written before it.
+        self.slots.len() >= (self.given + 1) * self.piece_pages && self.dropped.is_empty()
+    }
+
+    /// Gives the next full piece away to be written ahead, and what lies in it. What the batch takes of these pages from
+    /// now on comes behind that.
+    pub(crate) fn give(&mut self) -> Option<Given> {
+        if !self.has_full_piece() {
+            return None;
+        }
+        let end = (self.given + 1) * self.piece_pages;
+        while let Some(at) = self.holes.iter().position(|&hole| hole < end) {
+            if self.slots[end..].iter().all(Option::is_none) {
+                return None;
+            }
+            let hole = self.holes.swap_remove(at);
+            self.close(hole);
+            self.holes.retain(|&hole| hole < self.slots.len());
+        }
+        let first = self.given_images();
+        let images = self.slots[first..end].iter().map(|slot| slot.expect("no holes are left"));
+        let images = images.collect();
+        let bytes = Arc::clone(&self.pieces[self.given]);
+        self.given += 1;
+        Some(Given { images, bytes })
+    }
+
+    /// The piece that was given last has not been.
+    pub(crate) fn take_last_back(&mut self) {
+        self.given -= 1;
+    }
+
+    /// What has been given counts as little as if it had not been; nobody may hold it any more.
+    pub(crate) fn take_back(&mut self) {
+        for slot in 0..self.given_images() {
+            let image = self.slots[slot].expect("what has been given is full");
+            if !matches!(self.index.get(&image.id), Some(&Content::Slot(newest)) if newest == slot)
+            {
+                self.slots[slot] = None;
+                self.holes.push(slot);
+            }
+        }
+        self.given = 0;
+    }
+
+    /// How many images have been given.
+    pub(crate) fn given_images(&self) -> usize {
+        self.given * self.piece_pages
+    }
+
+    /// The pages of which an image has been given.
+    pub(crate) fn given_pages(&self) -> impl Iterator<Item = PageId> {
+        self.slots[..self.given_images()].iter().flatten().map(|image| image.id)
+    }
+
+    fn is_given(&self, slot: usize) -> bool {
+        slot < self.given_images()
     }
 
     pub(crate) fn dropped(&self) -> impl Iterator<Item = ContainerId> {
@@ -265,9 +340,9 @@ impl Batch {
         let mut at = first;
         std::iter::from_fn(move || {
             (at < end).then(|| {
-                let start = at % PIECE_PAGES;
-                let pages = (PIECE_PAGES - start).min(end - at);
-                let piece = self.pieces[at / PIECE_PAGES].as_slice();
+                let start = at % self.piece_pages;
+                let pages = (self.piece_pages - start).min(end - at);
+                let piece = self.pieces[at / self.piece_pages].as_slice();
                 at += pages;
                 &piece[start * PAGE_SIZE..(start + pages) * PAGE_SIZE]
             })
@@ -285,12 +360,15 @@ impl Batch {
     }
 
     fn add_pieces(&mut self, slots: usize) {
-        while self.pieces.len() * PIECE_PAGES < slots {
-            self.pieces.push(AlignedBuf::zeroed(PIECE_PAGES * PAGE_SIZE));
+        while self.pieces.len() * self.piece_pages < slots {
+            self.pieces.push(Arc::new(AlignedBuf::zeroed(self.piece_pages * PAGE_SIZE)));
         }
     }
 
     fn leave_slot(&mut self, slot: usize) {
+        if self.is_given(slot) {
+            return;
+        }
         self.slots[slot] = None;
         self.holes.push(slot);
     }
@@ -315,13 +393,20 @@ impl Batch {
     }
 
     fn page(&self, slot: usize) -> &[u8] {
-        let at = slot % PIECE_PAGES * PAGE_SIZE;
-        &self.pieces[slot / PIECE_PAGES].as_slice()[at..at + PAGE_SIZE]
+        let at = slot % self.piece_pages * PAGE_SIZE;
+        &self.pieces[slot / self.piece_pages].as_slice()[at..at + PAGE_SIZE]
     }
 
     fn page_mut(&mut self, slot: usize) -> &mut [u8] {
-        let at = slot % PIECE_PAGES * PAGE_SIZE;
-        &mut self.pieces[slot / PIECE_PAGES].as_mut_slice()[at..at + PAGE_SIZE]
+        self.pages_mut(slot, 1)
+    }
+
+    /// Pages of one piece.
+    fn pages_mut(&mut self, slot: usize, count: usize) -> &mut [u8] {
+        let at = slot % self.piece_pages * PAGE_SIZE;
+        let piece = Arc::get_mut(&mut self.pieces[slot / self.piece_pages]);
+        let piece = piece.expect("what has been given is not changed");
+        &mut piece.as_mut_slice()[at..at + count * PAGE_SIZE]
     }
 
     fn copy_page(&mut self, from: usize, to: usize) {
@@ -329,6 +414,13 @@ impl Batch {
         page.copy_from_slice(self.page(from));
         self.page_mut(to).copy_from_slice(&page);
     }
+}
+
+/// Images that are to be written ahead of the others.
+pub(crate) struct Given {
+    pub(crate) images: Vec<Image>,
+    /// One after the other.
+    pub(crate) bytes: Arc<AlignedBuf>,
 }
 
 impl fmt::Debug for Batch {
@@ -352,6 +444,8 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PIECE_PAGES: usize = 248;
 
     fn id(container: u32, page: u64) -> PageId {
         PageId { container: ContainerId(container), page: PageNo(page) }
@@ -377,7 +471,7 @@ mod tests {
 
     #[test]
     fn later_pushes_replace_earlier_ones() {
-        let mut batch = Batch::new(Sealer::new(1));
+        let mut batch = Batch::new(Sealer::new(1), PIECE_PAGES);
         assert!(batch.is_empty());
         for value in [1, 2] {
             batch.push(id(1, 5), |p| p.fill(value));
@@ -403,7 +497,7 @@ mod tests {
 
     #[test]
     fn a_failed_fill_leaves_nothing_behind() {
-        let mut batch = Batch::new(Sealer::new(1));
+        let mut batch = Batch::new(Sealer::new(1), PIECE_PAGES);
         batch.push(id(1, 1), |p| p.fill(1));
         batch.push(id(1, 2), |p| p.fill(2));
         assert_eq!(batch.try_push(id(1, 1), |_| Err("gone")), Err("gone"));
@@ -415,7 +509,7 @@ mod tests {
 
     #[test]
     fn runs_are_filled_in_few_calls() {
-        let mut batch = Batch::new(Sealer::new(1));
+        let mut batch = Batch::new(Sealer::new(1), PIECE_PAGES);
         batch.push(id(1, 300), |p| p.fill(77));
         let mut calls = 0;
         batch
@@ -435,7 +529,7 @@ mod tests {
     #[test]
     fn random_use_agrees_with_a_map() {
         let mut rng = fastrand::Rng::new();
-        let mut batch = Batch::new(Sealer::new(1));
+        let mut batch = Batch::new(Sealer::new(1), PIECE_PAGES);
         let mut want = std::collections::BTreeMap::new();
         for _ in 0..3000 {
             let at = id(rng.u32(0..2), rng.u64(0..600));

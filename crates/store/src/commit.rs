@@ -2,6 +2,7 @@
 //! it is large), and only then entering them into the map in memory. It never waits for upkeep, except
 //! when there is no room. Read [`Store::commit`] first.
 
+use std::collections::HashSet;
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -52,22 +53,45 @@ pub(crate) struct Writer {
 
 /// A chunk, and which images of which batch are its payload.
 #[derive(Debug)]
-struct Planned {
-    at: Place,
-    chunk: Chunk,
+pub(crate) struct Planned {
+    pub(crate) at: Place,
+    pub(crate) chunk: Chunk,
     batch: usize,
-    first_image: usize,
-    images: usize,
+    pub(crate) first_image: usize,
+    pub(crate) images: usize,
 }
 
 #[derive(Debug)]
-struct Plan {
-    chunks: Vec<Planned>,
-    /// The position behind, its chain checksum not known yet.
-    behind: LogPosition,
+pub(crate) struct Plan {
+    pub(crate) chunks: Vec<Planned>,
+    /// The position behind; its chain checksum is that behind the last chunk that has been sealed.
+    pub(crate) behind: LogPosition,
     segments_taken: usize,
     /// Whether it may have the last segments: of a full store it is what makes room.
     makes_room: bool,
+}
+
+impl Plan {
+    /// Nothing yet, behind the last stabilisation.
+    pub(crate) fn at(state: &State, makes_room: bool) -> Plan {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let behind = LogPosition { time, ..state.position };
+        Plan { chunks: Vec::new(), behind, segments_taken: 0, makes_room }
+    }
+
+    /// Nothing yet, behind this one.
+    pub(crate) fn go_on(&self) -> Plan {
+        let (behind, makes_room) = (self.behind, self.makes_room);
+        Plan { chunks: Vec::new(), behind, segments_taken: 0, makes_room }
+    }
+
+    /// Takes up what was planned behind it.
+    pub(crate) fn append(&mut self, more: Plan) {
+        self.chunks.extend(more.chunks);
+        self.behind = more.behind;
+        self.segments_taken += more.segments_taken;
+    }
 }
 
 /// What one batch asks to have recorded.
@@ -179,7 +203,7 @@ impl Store {
                 break;
             }
         }
-        let plan = self.plan_with_room(&asked, no_room)?;
+        let plan = self.plan_with_room(|state| plan(state, &asked), no_room)?;
         // It may have become shorter meanwhile.
         let grown = self.state().space.segments().saturating_sub(grown_before);
         let file_grown = grown as u64 * self.layout().segment_blocks;
@@ -187,7 +211,7 @@ impl Store {
         let epoch = writer.epoch.take();
         let suspect = std::mem::replace(&mut writer.suspect, true);
         let under_way = self.disk.record_under_way();
-        let written = self.write_records(writer, batches, plan);
+        let written = self.write_records(writer, batches, plan, self.disk.failures());
         drop(under_way);
         let (plan, flushes) = match written {
             Ok(written) => written,
@@ -197,11 +221,7 @@ impl Store {
             }
         };
         (writer.epoch, writer.suspect) = (epoch, suspect);
-        let blocks: u64 = plan.chunks.iter().map(|planned| planned.chunk.blocks()).sum();
-        let now = u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.last_commit.store(now, Ordering::Relaxed);
-        self.note_need(blocks / self.layout().segment_blocks);
-        let mut sequence = self.enter_records(&plan);
+        let mut sequence = self.conclude(&plan);
         let maintain_soon = self.wants_maintenance();
         let mut shared = (flushes, file_grown * BLOCK as u64);
         let mut committed = Vec::with_capacity(batches.len());
@@ -225,7 +245,16 @@ impl Store {
         Ok(committed)
     }
 
-    fn nothing_to_commit(&self) -> Committed {
+    /// Takes note of what is durable now; the number of the stabilisation before.
+    pub(crate) fn conclude(&self, plan: &Plan) -> u64 {
+        let blocks: u64 = plan.chunks.iter().map(|planned| planned.chunk.blocks()).sum();
+        let now = u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.last_commit.store(now, Ordering::Relaxed);
+        self.note_need(blocks / self.layout().segment_blocks);
+        self.enter_records(plan)
+    }
+
+    pub(crate) fn nothing_to_commit(&self) -> Committed {
         Committed {
             sequence: self.state().position.sequence,
             pages: 0,
@@ -238,7 +267,7 @@ impl Store {
 
     /// The record's entries: containers dropped, then images, then zero pages. What is known to be so
     /// already is left out, unless an `earlier` batch of the same group changes it.
-    fn entries(
+    pub(crate) fn entries(
         &self,
         batch: &Batch,
         images: &[Image],
@@ -250,6 +279,7 @@ impl Store {
                 || state.active.changes(container).is_some()
                 || state.frozen.as_ref().is_some_and(|f| f.changes(container).is_some())
                 || earlier.iter().any(|batch| batch.holds_any_of(container))
+                || batch.given_pages().any(|id| id.container == container)
         };
         let zero_already = |id: PageId| match state.find_in_layers(id) {
             Some(at) => at.is_never(),
@@ -258,10 +288,14 @@ impl Store {
         // A page that is zero in the layer but not below a container dropped by this very batch stays
         // zero; a page of such a container needs no entry either.
         let drops: Vec<_> = batch.dropped().filter(|&container| known(container)).collect();
-        let zeros = batch
-            .zeros()
+        let zeros = batch.zeros();
+        let given: HashSet<PageId> =
+            if zeros.is_empty() { HashSet::new() } else { batch.given_pages().collect() };
+        let changed =
+            |id: PageId| given.contains(&id) || earlier.iter().any(|batch| batch.contains(id));
+        let zeros = zeros
             .into_iter()
-            .filter(|id| !zero_already(*id) || earlier.iter().any(|batch| batch.contains(*id)))
+            .filter(|id| !zero_already(*id) || changed(*id))
             .filter(|id| drops.binary_search(&id.container).is_err());
         let mut entries: Vec<(Entry, u64)> =
             drops.iter().map(|&container| (Entry::Drop(container), 0)).collect();
@@ -270,15 +304,13 @@ impl Store {
         entries
     }
 
-    fn plan_with_room(
+    pub(crate) fn plan_with_room(
         &self,
-        asked: &[Asked],
+        plan: impl Fn(&mut State) -> Result<Plan, NoSegment>,
         mut no_room: Option<CommitError>,
     ) -> Result<Plan, CommitError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         loop {
-            let planned = plan(&mut self.state_mut(), asked, time);
+            let planned = plan(&mut self.state_mut());
             match planned {
                 Ok(plan) => return Ok(plan),
                 Err(NoSegment) => match no_room.take() {
@@ -290,20 +322,21 @@ impl Store {
         }
     }
 
-    /// Writes and flushes; returns the plan with all checksums filled in, and how many flushes it took.
-    fn write_records(
+    /// Writes and flushes what `plan` has, which must come behind what is sealed up to there; fails if anything has since
+    /// `since`. Returns the plan with all checksums filled in, and how many flushes it took.
+    pub(crate) fn write_records(
         &self,
         writer: &mut Writer,
         batches: &[&mut Batch],
         mut plan: Plan,
+        since: Failures,
     ) -> Result<(Plan, u32), CommitError> {
-        let since = self.disk.failures();
         let header_bytes = plan.chunks.len() * BLOCK;
         if writer.headers.as_ref().is_none_or(|headers| headers.len() < header_bytes) {
             writer.headers = Some(AlignedBuf::zeroed(header_bytes.next_power_of_two()));
         }
         let headers = writer.headers.as_mut().expect("made just now").as_mut_slice();
-        let mut chain = self.state().position.chain;
+        let mut chain = plan.behind.chain;
         for (planned, header) in plan.chunks.iter_mut().zip(headers.chunks_mut(BLOCK)) {
             planned.chunk.previous = chain;
             chain = planned.chunk.encode(self.header.store_id, header);
@@ -366,42 +399,53 @@ pub(crate) fn replay_cost(chunk: &Chunk) -> u64 {
 }
 
 /// Cuts the batches' entries into chunks behind the current position, taking segments as needed.
-fn plan(state: &mut State, asked: &[Asked], time: u64) -> Result<Plan, NoSegment> {
-    let mut plan = Plan {
-        chunks: Vec::new(),
-        behind: LogPosition { time, ..state.position },
-        segments_taken: 0,
-        makes_room: asked.iter().all(|asked| asked.images == 0 || asked.drops()),
-    };
+fn plan(state: &mut State, asked: &[Asked]) -> Result<Plan, NoSegment> {
+    let makes_room = asked.iter().all(|asked| asked.images == 0 || asked.drops());
+    let mut plan = Plan::at(state, makes_room);
+    let most = state.space.layout().chunk_blocks() as usize;
     let asking = asked.iter().enumerate().filter(|(_, asked)| !asked.entries.is_empty());
     for (group, (batch, asked)) in asking.enumerate() {
         plan.behind.sequence += 1;
-        let head = Head { batch, association: asked.association, group: group as u32 };
-        plan_record(state, &mut plan, &head, &asked.entries)?;
+        let end = if asked.entries.len() < most { End::Last } else { End::Commit };
+        let head = Head { batch, association: asked.association, group: group as u32, ordinal: 0 };
+        plan_record(state, &mut plan, &head, (&asked.entries, 0), end)?;
     }
     Ok(plan)
 }
 
 /// What all chunks of a record have in common.
-struct Head {
-    batch: usize,
-    association: u32,
+pub(crate) struct Head {
+    pub(crate) batch: usize,
+    pub(crate) association: u32,
     /// Records of the same group before it.
-    group: u32,
+    pub(crate) group: u32,
+    /// Of the first chunk that is planned now.
+    pub(crate) ordinal: u32,
 }
 
-fn plan_record(
+/// How chunks of a record end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// The last of them ends the record.
+    Last,
+    /// A commit chunk follows.
+    Commit,
+    /// More follow.
+    Open,
+}
+
+/// Cuts a record's entries, and its images from one of a batch on, into chunks.
+pub(crate) fn plan_record(
     state: &mut State,
     plan: &mut Plan,
     head: &Head,
-    entries: &[(Entry, u64)],
+    (entries, mut first_image): (&[(Entry, u64)], usize),
+    end: End,
 ) -> Result<(), NoSegment> {
     let layout = state.space.layout();
     let most = layout.chunk_blocks();
-    let light = entries.len() < most as usize;
     let mut rest = entries;
-    let mut first_image = 0;
-    let mut ordinal = 0;
+    let mut ordinal = head.ordinal;
     while !rest.is_empty() {
         let room = (layout.room(plan.behind.place).min(most) - 1) as usize;
         let mut images = 0;
@@ -416,14 +460,14 @@ fn plan_record(
             count += 1;
         }
         let (these, others) = rest.split_at(count);
-        let last = light && others.is_empty();
+        let last = end == End::Last && others.is_empty();
         let chunk = (ChunkKind::Record, last, these.to_vec());
         push_chunk(state, plan, head, ordinal, chunk, first_image..first_image + images)?;
         ordinal += 1;
         first_image += images;
         rest = others;
     }
-    if !light {
+    if end == End::Commit {
         let commit = (ChunkKind::Commit, false, Vec::new());
         push_chunk(state, plan, head, ordinal, commit, first_image..first_image)?;
     }

@@ -154,6 +154,16 @@ impl Disk {
         self.medium.describe()
     }
 
+    /// For writing what [`Disk::count_ahead`] has counted.
+    pub(crate) fn medium(&self) -> Arc<dyn Medium> {
+        Arc::clone(&self.medium)
+    }
+
+    /// Counts bytes of a stabilisation that somebody else is to write.
+    pub(crate) fn count_ahead(&self, bytes: u64) {
+        self.counts.record_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(crate) fn len(&self) -> io::Result<u64> {
         self.medium.len()
     }

@@ -51,7 +51,7 @@ impl Queue {
 }
 
 /// Being the one who is at it, until dropped: by a panic as well.
-struct Lead<'a>(&'a Queue);
+pub(crate) struct Lead<'a>(&'a Queue);
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
@@ -88,6 +88,13 @@ impl Store {
         waiting.leading = true;
         drop(waiting);
         self.lead(batch)
+    }
+
+    /// Whoever comes waits from now on, if nobody is at it.
+    pub(crate) fn lead_alone(&self) -> Option<Lead<'_>> {
+        let mut waiting = self.queue.state();
+        let idle = !std::mem::replace(&mut waiting.leading, true);
+        idle.then_some(Lead(&self.queue))
     }
 
     fn lead(&self, batch: &mut Batch) -> Result<Committed, CommitError> {

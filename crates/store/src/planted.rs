@@ -12,6 +12,10 @@ pub enum Bug {
     EarlyReuse,
     /// The commit chunk of a large record is written together with its body, behind one flush.
     CommitBeforeBody,
+    /// That a chunk could not be written ahead of its record is not looked at.
+    AheadUnheeded,
+    /// Chunks of a large record are written ahead of it no more, but behind the flush that is to cover them.
+    ChunksBehindFlush,
     /// A failed flush counts as done.
     SwallowedEio,
     /// A failed flush is tried again, and believed.

@@ -50,7 +50,7 @@ fn every_crash_leaves_the_last_state_or_the_one_under_way() {
         // The torture has reached what it is for.
         assert!(all.crashes_in_recovery > points / 20 && all.committed > points);
         assert!(all.failed > 0 && all.moved > points && all.under_way > 0);
-        assert!(all.cut > 0 && all.tidied > 0);
+        assert!(all.cut > 0 && all.tidied > 0 && all.streams > points / 20);
         assert!(all.fell_back > 0 && all.rot_noticed > 0 && all.silent_noticed > 0);
     }
 }
@@ -106,6 +106,16 @@ fn segments_used_again_too_early_are_found() {
 #[test]
 fn a_commit_before_its_body_is_found() {
     lives_until_caught(Bug::CommitBeforeBody);
+}
+
+#[test]
+fn a_chunk_written_ahead_that_failed_unheeded_is_found() {
+    lives_until_caught(Bug::AheadUnheeded);
+}
+
+#[test]
+fn a_chunk_written_behind_the_flush_that_is_to_cover_it_is_found() {
+    lives_until_caught(Bug::ChunksBehindFlush);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Performs what `step` decides: threads, clocks, page images. Read [`Shared`] first, then
 //! `faults::serve` and `rounds::run`.
 
+mod ahead;
 pub(crate) mod background;
 pub(crate) mod damage;
 pub(crate) mod faults;

@@ -14,6 +14,7 @@ use stead_model::{PageId, PageNo, PageRange};
 use stead_store::{Batch, Committed};
 
 use super::Shared;
+use super::ahead::Ahead;
 use crate::container::Opened;
 use crate::error::StabiliseError;
 use crate::join::copy_mapped;
@@ -226,13 +227,15 @@ impl RoundTable {
         self.counts.pause_us_last.store(0, Ordering::Relaxed);
         self.counts.scan_us_last.store(0, Ordering::Relaxed);
         let new_pages_now = shared.space.counters().pages_zeroed;
+        let mut ahead: Option<Ahead<'_>> = None;
         let mut effect = state.rounds.step(shared.now(), Event::Begin(wish));
         loop {
             let event = match effect {
                 Effect::PreCopy => {
                     // What could not be searched is dirty still: the search behind the gates meets the same error.
-                    let _ = self.search(shared, state, &containers);
-                    Event::PreCopied { page_count: copy_found(state, &containers) }
+                    let found = self.search(shared, state, &containers).unwrap_or_default();
+                    begin_ahead(shared, state, found, &mut ahead);
+                    Event::PreCopied { page_count: copy_found(state, &containers, &mut ahead) }
                 }
                 Effect::CloseGates { within } => {
                     let began = Instant::now();
@@ -257,7 +260,7 @@ impl RoundTable {
                         Ok(page_count) => Event::Found { page_count },
                         Err(error) => {
                             // What was found is protected now, and would not be found again.
-                            copy_found(state, &containers);
+                            copy_found(state, &containers, &mut None);
                             self.open(&mut closed);
                             outcome = Some(Err(error));
                             Event::Failed
@@ -265,16 +268,24 @@ impl RoundTable {
                     }
                 }
                 Effect::Copy => {
-                    copy_found(state, &containers);
+                    let found = state.dirty.iter().map(|range| range.page_count()).sum();
+                    begin_ahead(shared, state, found, &mut ahead);
+                    copy_found(state, &containers, &mut ahead);
                     Event::Captured
                 }
                 Effect::OpenAndCopy => {
                     self.open(&mut closed);
-                    Event::PreCopied { page_count: copy_found(state, &containers) }
+                    let found = state.dirty.iter().map(|range| range.page_count()).sum();
+                    begin_ahead(shared, state, found, &mut ahead);
+                    Event::PreCopied { page_count: copy_found(state, &containers, &mut ahead) }
                 }
                 Effect::OpenAndCommit => {
                     self.open(&mut closed);
-                    match shared.store.commit(&mut state.batch) {
+                    let committed = match ahead.take() {
+                        Some(ahead) => ahead.commit(&mut state.batch),
+                        None => shared.store.commit(&mut state.batch),
+                    };
+                    match committed {
                         Ok(committed) => {
                             self.count(&committed);
                             let stable = Stable { number: committed.sequence };
@@ -296,6 +307,9 @@ impl RoundTable {
                 }
                 // The batch keeps what was copied: such a page is as it was copied, or dirty again.
                 Effect::KeepCopies | Effect::Done { .. } => {
+                    if let Some(ahead) = ahead {
+                        ahead.give_up(&mut state.batch);
+                    }
                     return outcome.expect("a round that is over has ended well or not");
                 }
             };
@@ -388,15 +402,39 @@ impl RoundTable {
     }
 }
 
-/// Copies what a search found into the batch. How many pages.
-fn copy_found(state: &mut RoundState, containers: &[Arc<Opened>]) -> u64 {
-    let RoundState { dirty, found, batch, .. } = state;
-    let found = dirty.drain(..).zip(found.drain(..));
-    found.map(|(range, number)| copy_range(batch, &containers[number], range)).sum()
+/// Has what is copied written while more is, if that is much.
+fn begin_ahead<'a>(
+    shared: &'a Shared,
+    state: &RoundState,
+    page_count: u64,
+    ahead: &mut Option<Ahead<'a>>,
+) {
+    if ahead.is_none() && state.rounds.writes_ahead() {
+        *ahead = Ahead::begin(&shared.store, &state.batch, page_count);
+    }
 }
 
+/// Copies what a search found into the batch. How many pages.
+fn copy_found(
+    state: &mut RoundState,
+    containers: &[Arc<Opened>],
+    ahead: &mut Option<Ahead<'_>>,
+) -> u64 {
+    let RoundState { dirty, found, batch, .. } = state;
+    let found = dirty.drain(..).zip(found.drain(..));
+    found.map(|(range, number)| copy_range(batch, &containers[number], range, ahead)).sum()
+}
+
+/// Pages that are copied in one go, so that writing them can begin.
+const COPY_AT_ONCE: u64 = 256;
+
 /// Copies the pages of a dirty run that hold something, run by run. How many.
-fn copy_range(batch: &mut Batch, container: &Opened, range: PageRange) -> u64 {
+fn copy_range(
+    batch: &mut Batch,
+    container: &Opened,
+    range: PageRange,
+    ahead: &mut Option<Ahead<'_>>,
+) -> u64 {
     let mut page_count = 0;
     let mut at = range.start;
     while at < range.end {
@@ -405,7 +443,8 @@ fn copy_range(batch: &mut Batch, container: &Opened, range: PageRange) -> u64 {
             continue;
         }
         let mut end = at + 1;
-        while end < range.end && !container.arena.page_is_free(PageNo(end)) {
+        let most = range.end.min(at + COPY_AT_ONCE);
+        while end < most && !container.arena.page_is_free(PageNo(end)) {
             end += 1;
         }
         let first = PageId { container: container.id(), page: PageNo(at) };
@@ -416,6 +455,9 @@ fn copy_range(batch: &mut Batch, container: &Opened, range: PageRange) -> u64 {
         match copied {
             Ok(()) => page_count += end - at,
             Err(never) => match never {},
+        }
+        if let Some(ahead) = ahead {
+            ahead.give(batch);
         }
         at = end;
     }

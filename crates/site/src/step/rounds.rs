@@ -114,6 +114,8 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Below this many pages, copying them behind closed gates takes less than a millisecond, and less than a second
 /// search for dirty pages.
 const PRE_COPY_MIN: u64 = 512;
+/// What is copied ahead is written ahead as well if less than this part of it is dirtied again in the same round.
+const WRITTEN_TWICE_PART: u64 = 16;
 /// Passes over dirty pages while programs run, in one round. Each must at least halve what is left.
 const PASSES_MAX: u32 = 3;
 
@@ -126,6 +128,8 @@ pub struct Rounds {
     /// Pages copied by the last pass while programs ran, and by all of them in this round.
     pre_copied: u64,
     pre_copied_all: u64,
+    /// By the first pass of this round.
+    pre_copied_first: u64,
     passes: u32,
     /// Pages found behind the gates.
     found: u64,
@@ -133,6 +137,8 @@ pub struct Rounds {
     last_page_count: u64,
     /// More than half of what the last round copied ahead was dirtied again: not worth it now.
     ahead_was_waste: bool,
+    /// Enough of it was that it is not to be written ahead as well, since each page would be written twice.
+    writing_was_waste: bool,
     defeats_in_a_row: u32,
     /// When the next background round by time is due.
     due_at: Option<Duration>,
@@ -148,10 +154,12 @@ impl Rounds {
             wish: Wish::Background,
             pre_copied: 0,
             pre_copied_all: 0,
+            pre_copied_first: 0,
             passes: 0,
             found: 0,
             last_page_count: 0,
             ahead_was_waste: false,
+            writing_was_waste: false,
             defeats_in_a_row: 0,
             due_at: pace.interval.map(|i| now + i),
         }
@@ -172,6 +180,14 @@ impl Rounds {
         self.due_at.map_or(LOOK_AT_AMOUNT, |at| at.saturating_sub(now).min(LOOK_AT_AMOUNT))
     }
 
+    /// Whether what is copied now may be written at once. A page that a program changes before the round is over is then
+    /// written twice.
+    #[must_use]
+    pub fn writes_ahead(&self) -> bool {
+        // Behind closed gates nothing changes.
+        !self.writing_was_waste || self.phase == Phase::Capturing
+    }
+
     /// Takes what happened and says what to do next.
     ///
     /// # Panics
@@ -181,6 +197,7 @@ impl Rounds {
             (Phase::Idle, Event::Begin(wish)) => {
                 self.wish = wish;
                 (self.pre_copied, self.pre_copied_all, self.passes) = (0, 0, 0);
+                self.pre_copied_first = 0;
                 if self.ahead_was_waste {
                     self.ahead_was_waste = false;
                     self.passes = PASSES_MAX;
@@ -195,6 +212,9 @@ impl Rounds {
             (Phase::PreCopying, Event::PreCopied { page_count }) => {
                 self.pre_copied = page_count;
                 self.pre_copied_all += page_count;
+                if self.passes == 0 {
+                    self.pre_copied_first = page_count;
+                }
                 self.passes += 1;
                 self.close()
             }
@@ -226,6 +246,10 @@ impl Rounds {
                 self.ahead_was_waste = self.found >= PRE_COPY_MIN
                     && self.found > self.pre_copied / 2
                     && self.pre_copied > 0;
+                if self.pre_copied_first > 0 {
+                    let again = self.pre_copied_all - self.pre_copied_first + self.found;
+                    self.writing_was_waste = again > self.pre_copied_first / WRITTEN_TWICE_PART;
+                }
                 self.last_page_count = self.pre_copied_all.max(self.found);
                 Effect::OpenAndCommit
             }
@@ -347,6 +371,28 @@ mod tests {
         r.step(now, Event::PreCopied { page_count: 8000 });
         r.step(now, Event::Drained);
         assert_eq!(r.step(now, Event::Found { page_count: 4001 }), Effect::Copy);
+    }
+
+    #[test]
+    fn what_is_dirtied_again_is_not_written_ahead_in_the_next_round() {
+        let mut r = rounds();
+        let now = Duration::ZERO;
+        let round = |r: &mut Rounds, again: u64| {
+            r.step(now, Event::Begin(Wish::Background));
+            r.step(now, Event::PreCopied { page_count: 1600 });
+            let while_running = r.writes_ahead();
+            r.step(now, Event::Drained);
+            assert_eq!(r.step(now, Event::Found { page_count: again }), Effect::Copy);
+            assert!(r.writes_ahead(), "nothing changes behind closed gates");
+            r.step(now, Event::Captured);
+            r.step(now, Event::Committed);
+            while_running
+        };
+        // So that the first of them copies ahead.
+        whole_round(&mut r, now, 1600);
+        assert!(round(&mut r, 100) && round(&mut r, 101));
+        assert!(!round(&mut r, 101) && !round(&mut r, 100));
+        assert!(round(&mut r, 0));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::medium::Medium;
 use crate::recover::OpenReport;
 use crate::shrink::Shrunk;
 use crate::store::Store;
+use crate::stream::Ahead;
 
 /// What happened in a life that went well.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,6 +31,8 @@ pub struct Lived {
     pub committed: u64,
     /// Stabilisations that failed while the machine went on.
     pub failed: u64,
+    /// Stabilisations of which much was written ahead.
+    pub streams: u64,
     /// Blocks moved by cleaning.
     pub moved: u64,
     /// Pages that were put in order.
@@ -53,12 +56,13 @@ pub struct Lived {
 impl Lived {
     /// All counts, with what they count.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 11] {
+    pub fn counts(&self) -> [(&'static str, u64); 12] {
         [
             ("crashes", self.crashes),
             ("crashes in recovery", self.crashes_in_recovery),
             ("stabilisations", self.committed),
             ("failed stabilisations", self.failed),
+            ("of all these written ahead", self.streams),
             ("blocks moved by cleaning", self.moved),
             ("recoveries to the state under way", self.under_way),
             ("recoveries from the older root", self.fell_back),
@@ -75,6 +79,7 @@ impl Lived {
         self.crashes_in_recovery += other.crashes_in_recovery;
         self.committed += other.committed;
         self.failed += other.failed;
+        self.streams += other.streams;
         self.moved += other.moved;
         self.tidied += other.tidied;
         self.cut += other.cut;
@@ -237,12 +242,24 @@ impl Life {
             2 => 1 + self.random.below(20),
             _ => 1 + self.random.below(60),
         };
-        if self.random.below(25) == 0 {
-            let container = ContainerId(self.random.below(3) as u32);
-            batch.drop_container(container);
-            model.retain(|id, _| id.container != container);
-        }
-        for _ in 0..pages {
+        let store = self.store.as_ref().expect("the store is open");
+        let mut drop_at = match self.random.below(25) {
+            0 => Some(0),
+            1 => Some(self.random.below(pages)),
+            _ => None,
+        };
+        let mut stream = None;
+        let mut aheads = Vec::new();
+        for i in 0..pages {
+            if drop_at.take_if(|at| *at == i).is_some() {
+                let container = ContainerId(self.random.below(3) as u32);
+                batch.drop_container(container);
+                model.retain(|id, _| id.container != container);
+            }
+            if i == 0 && self.random.below(2) == 0 {
+                stream = store.stream(batch, batch.pages() as u64 + pages);
+                self.lived.streams += u64::from(stream.is_some());
+            }
             let page = match self.random.below(8) {
                 0 => self.random.below(1000) * 777,
                 _ => self.random.below(40),
@@ -258,9 +275,32 @@ impl Life {
                 batch.push(id, |bytes| image(number, bytes));
                 model.insert(id, number);
             }
+            if let Some(stream) = &mut stream
+                && self.random.below(4) == 0
+            {
+                aheads.extend(stream.give(batch));
+            }
+            if self.random.below(4) == 0 {
+                // Neither all at once nor in their order.
+                let at = self.random.below(aheads.len() as u64 + 1) as usize;
+                Ahead::run(&mut aheads.split_off(at));
+            }
         }
-        let store = self.store.as_ref().expect("the store is open");
-        match store.commit(batch) {
+        // Some are never run.
+        if self.random.below(16) > 0 {
+            Ahead::run(&mut aheads);
+        }
+        drop(aheads);
+        if self.random.below(8) == 0
+            && let Some(stream) = stream.take()
+        {
+            stream.give_up(batch);
+        }
+        let committed = match stream {
+            Some(stream) => stream.commit(batch),
+            None => store.commit(batch),
+        };
+        match committed {
             Ok(committed) => {
                 if committed.bytes_written > 0 {
                     self.lived.committed += 1;
