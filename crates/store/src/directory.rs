@@ -126,6 +126,14 @@ impl Store {
         }
     }
 
+    /// What says that this very process has the store in `dir` open for writing, if it has.
+    #[must_use]
+    pub fn held_here(dir: &Path) -> Option<Held> {
+        let key = Key::of(dir).ok()?;
+        let is_held = held().iter().any(|held| held.key == key);
+        is_held.then(|| Held { dir: dir.into(), pid: Some(std::process::id()), this_process: true })
+    }
+
     /// Makes a new, empty store on any medium that is empty, and opens it.
     ///
     /// # Errors
@@ -182,13 +190,17 @@ fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Open
 
 /// Says with words why a directory is no store.
 pub(crate) fn find_log(dir: &Path) -> Result<(), OpenError> {
+    let io_error = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| OpenError::Io { path, action: "opening", source }
+    };
     match fs::metadata(dir) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Err(OpenError::NotADirectory { dir: dir.into() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(OpenError::Missing { dir: dir.into() });
         }
-        Err(error) => return Err(io_error(dir, "opening")(error)),
+        Err(error) => return Err(io_error(dir)(error)),
     }
     let log = dir.join(LOG);
     match fs::metadata(&log) {
@@ -201,7 +213,7 @@ pub(crate) fn find_log(dir: &Path) -> Result<(), OpenError> {
             let why = "it has no file `log`".into();
             Err(OpenError::NotAStore { path: dir.into(), why })
         }
-        Err(error) => Err(io_error(&log, "opening")(error)),
+        Err(error) => Err(io_error(&log)(error)),
     }
 }
 

@@ -27,6 +27,16 @@ impl Damage {
         Damage { page: None, map_of: None, offset, what: what.into() }
     }
 
+    /// What an error of reading says of a page, or of something else.
+    pub(crate) fn of(page: Option<PageId>, error: ReadError) -> Self {
+        match error {
+            ReadError::Damaged(damage) => damage,
+            ReadError::Io { offset, source } => {
+                Damage { page, ..Damage::new(offset, format!("cannot be read: {source}")) }
+            }
+        }
+    }
+
     /// Where and in which way it is wrong, for those who name the page themselves.
     #[must_use]
     pub fn how(&self) -> String {
@@ -123,7 +133,7 @@ impl fmt::Display for Held {
             ),
             Some(pid) => write!(
                 f,
-                "{dir} is in use by process {pid}: wait until it ends, or end it (kill {pid})"
+                "{dir} is in use by process {pid}: wait until that closes it; what only reads can open it meanwhile"
             ),
             None => write!(f, "{dir} is in use by another process: wait until it ends"),
         }

@@ -108,6 +108,11 @@ impl Located {
         self.place == Place::LOST
     }
 
+    /// Where it lies; of what is lost, where the damaged part lay that told of it.
+    pub(crate) fn told_at(self) -> Place {
+        if self.is_lost() { Place(self.checksum) } else { self.place }
+    }
+
     /// The error for what is lost.
     pub(crate) fn lost(self, id: NodeId) -> Damage {
         let (container, pages) = (id.container, id.pages());

@@ -50,6 +50,8 @@ pub enum Bug {
     LostNotRecounted,
     /// A scrub reads images and does not look at them.
     ScrubLooksAway,
+    /// What only the older root refers to is not looked at.
+    OlderRootUnread,
 }
 
 #[cfg(feature = "planted")]

@@ -133,6 +133,10 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
     let damaged = |damage| OpenError::Damaged { path: path.into(), damage };
     let read_error = |error| match error {
         ReadError::Damaged(damage) => damaged(damage),
+        // What is read here is needed: a reader does not ask how long the file is, which its owner may change.
+        ReadError::Io { offset, source } if source.kind() == io::ErrorKind::UnexpectedEof => {
+            damaged(Damage::new(offset, "the file has been cut off before this"))
+        }
         ReadError::Io { source, .. } => io_error("reading", source),
     };
 
@@ -323,7 +327,7 @@ fn decode_superblock(blocks: [&[u8]; 2], path: &Path) -> Result<Superblock, Open
 
 type Table = (Versions, Space);
 
-fn load_table(
+pub(crate) fn load_table(
     disk: &Disk,
     layout: Layout,
     root: &Root,

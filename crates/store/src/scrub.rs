@@ -1,20 +1,17 @@
 //! Looking for damage at leisure (catalogue B12): everything that the store refers to is read from the disk itself and
 //! checked, at the pace of its caller, while the store is in use. Unlike `verify` it accounts for nothing, holds up
-//! nothing, and remembers little. It repairs nothing. Read [`Store::scrub`] first.
+//! nothing, and remembers two bytes for each block. It repairs nothing. Read [`Store::scrub`] first.
 
-use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use stead_model::{ContainerId, PageId, PageNo};
 
 use crate::aligned::AlignedBuf;
-use crate::cold::extent_checksum;
 use crate::disk::Disk;
 use crate::error::{Damage, ReadError};
-use crate::format::{
-    BLOCK, Chunk, Entry, Extent, HEADER_BLOCKS, Located, NodeId, Place, ROOTS, Root,
-};
+use crate::format::{BLOCK, Entry, HEADER_BLOCKS, Located, NodeId, Place};
+use crate::header::Seen;
 use crate::planted::{self, Bug};
 use crate::read::Found;
 use crate::store::Store;
@@ -56,17 +53,19 @@ pub struct Scrubbed {
 
 impl Store {
     /// Reads everything that the store refers to, past any cache, and checks it: superblocks, roots, their tables, the
-    /// record chain, the maps and the images of the live state and of all snapshots. `pace` is called after each
-    /// read of at most 256 KiB; it may take its time, and may stop the scrub. Nothing waits for it: pages that
-    /// are replaced meanwhile are looked up anew.
+    /// record chain as far as a recovery reads them, the maps and the images of the live state, of all snapshots, and of
+    /// the older root. What several of these share is read once. `pace` is called after each read of at most 256 KiB; it
+    /// may take its time, and may stop the scrub. Nothing waits for it: pages that are replaced meanwhile are looked
+    /// up anew. [`Store::holders`] tells to which states a damage belongs.
     ///
-    /// What only the older of the two roots refers to is not read, apart from that root and its table.
+    /// Not read is what none of these refers to: free room, what has been replaced, and the headers before maps and
+    /// images, by which cleaning finds what lies behind them; damage there costs room at the most.
     pub fn scrub(&self, pace: &mut dyn FnMut(ScrubProgress) -> ControlFlow<()>) -> Scrubbed {
         let mut scrub = Scrub {
             store: self,
             total_bytes: self.stat().live_bytes,
             found: Scrubbed::default(),
-            seen: HashSet::new(),
+            seen: Seen::default(),
             gathered: Vec::new(),
             pace,
         };
@@ -85,15 +84,15 @@ struct Scrub<'a> {
     store: &'a Store,
     total_bytes: u64,
     found: Scrubbed,
-    /// Nodes that were read, with all below them.
-    seen: HashSet<Place>,
+    seen: Seen,
     gathered: Vec<Image>,
     pace: &'a mut dyn FnMut(ScrubProgress) -> ControlFlow<()>,
 }
 
-struct Image {
-    id: PageId,
-    found: Found,
+/// An image that is to be read.
+pub(crate) struct Image {
+    pub(crate) id: PageId,
+    pub(crate) found: Found,
 }
 
 impl Scrub<'_> {
@@ -109,7 +108,7 @@ impl Scrub<'_> {
                 self.container(&view, container)?;
             }
         }
-        ControlFlow::Continue(())
+        self.older_root()
     }
 
     fn pace(&mut self, blocks: usize) -> ControlFlow<()> {
@@ -123,68 +122,22 @@ impl Scrub<'_> {
 
     /// Superblocks, roots, tables, the record chain: under the keeper's lock, so that none of it moves.
     fn header(&mut self) -> ControlFlow<()> {
-        let store = self.store;
-        let keeper = store.keeper();
-        if let Err(error) = store.check_header(&mut self.found.damages) {
+        let keeper = self.store.keeper();
+        if let Err(error) = self.store.check_header(&mut self.found.damages) {
             self.unreadable(None, error);
-        }
-        let mut block = vec![0; BLOCK];
-        let mut oldest: Option<Root> = None;
-        for (slot, at) in ROOTS.into_iter().enumerate() {
-            if store.disk.read_from_disk(Place(at).offset(), &mut block).is_err() {
-                continue;
-            }
-            let Some(root) = Root::decode(&block, store.header.store_id, slot) else { continue };
-            for (i, extent) in root.table.iter().enumerate() {
-                let before = root.table[..i].iter().map(|extent| extent.blocks).sum();
-                self.extent(extent, before);
-            }
-            let is_oldest = oldest.as_ref().is_none_or(|o| root.generation < o.generation);
-            if is_oldest && root.position.epoch == store.state().position.epoch {
-                oldest = Some(root);
-            }
-        }
-        if let Some(root) = oldest {
-            self.chain(&root);
         }
         drop(keeper);
         self.pace(HEADER_BLOCKS as usize)
     }
 
-    fn extent(&mut self, extent: &Extent, before: u32) {
-        let mut bytes = AlignedBuf::zeroed(extent.blocks as usize * BLOCK);
-        let offset = extent.place.offset();
-        if let Err(error) = self.store.disk.read_from_disk(offset, bytes.as_mut_slice()) {
-            return self.unreadable(None, error);
-        }
-        let sealer = self.store.disk.sealer();
-        let blocks = bytes.as_slice().chunks(BLOCK).zip(before..);
-        let sums = blocks.map(|(block, index)| sealer.block(Entry::Table(index), block));
-        if extent_checksum(sums) != extent.checksum {
-            let what = "a part of a root's table does not have the checksum it was written with";
-            self.found.damages.push(Damage::new(offset, what));
-        }
-    }
-
-    /// The headers that a recovery from this root would read.
-    fn chain(&mut self, root: &Root) {
-        let end = self.store.state().position.serial;
-        let mut place = root.position.place;
-        let mut block = vec![0; BLOCK];
-        for serial in root.position.serial..end {
-            let read = self.store.disk.read_from_disk(place.offset(), &mut block);
-            if let Err(error) = read {
-                return self.unreadable(None, error);
-            }
-            let chunk = Chunk::decode(&block, self.store.header.store_id);
-            let Some((chunk, _)) = chunk.filter(|(chunk, _)| chunk.serial == serial) else {
-                let what = "a header of the record chain does not have the checksum it was written with; the next \
-                            checkpoints make it unneeded";
-                self.found.damages.push(Damage::new(place.offset(), what));
-                return;
-            };
-            (place, _) = self.store.layout().behind(place, chunk.blocks(), chunk.next_segment);
-        }
+    /// What only the older root's map refers to.
+    fn older_root(&mut self) -> ControlFlow<()> {
+        let mut seen = std::mem::take(&mut self.seen);
+        let mut damages = self.found.damages.clone();
+        let store = self.store;
+        let ended = store.check_older_map(&mut seen, &mut damages, &mut |blocks| self.pace(blocks));
+        self.found.damages = damages;
+        ended
     }
 
     fn container(&mut self, view: &View<'_>, container: ContainerId) -> ControlFlow<()> {
@@ -210,7 +163,9 @@ impl Scrub<'_> {
             let replaced = self.store.state().version != version;
             if !damages.is_empty() && replaced && attempt < ATTEMPTS {
                 // It may have been written over because it is no longer in force.
-                self.gathered.clear();
+                for image in self.gathered.drain(..) {
+                    self.seen.forget_image(image.found.at);
+                }
                 continue;
             }
             self.found.damages.extend(damages);
@@ -226,6 +181,10 @@ impl Scrub<'_> {
     }
 
     fn image(&mut self, view: &View<'_>, id: PageId, found: Found) -> ControlFlow<()> {
+        // Versions share blocks.
+        if !self.seen.image(found.at) {
+            return ControlFlow::Continue(());
+        }
         self.gathered.push(Image { id, found });
         if self.gathered.len() < GATHERED {
             return ControlFlow::Continue(());
@@ -298,21 +257,12 @@ impl Scrub<'_> {
     }
 
     fn unreadable(&mut self, page: Option<PageId>, error: ReadError) {
-        self.found.damages.push(damage_of(page, error));
-    }
-}
-
-fn damage_of(page: Option<PageId>, error: ReadError) -> Damage {
-    match error {
-        ReadError::Damaged(damage) => damage,
-        ReadError::Io { offset, source } => {
-            Damage { page, ..Damage::new(offset, format!("cannot be read: {source}")) }
-        }
+        self.found.damages.push(Damage::of(page, error));
     }
 }
 
 /// Nodes as the disk has them.
-struct FromDisk<'a>(&'a Disk);
+pub(crate) struct FromDisk<'a>(pub(crate) &'a Disk);
 
 impl Nodes for FromDisk<'_> {
     fn load(&self, id: NodeId, origins: &Origins, at: Located) -> Result<Vec<u8>, ReadError> {
@@ -341,7 +291,7 @@ impl Visitor for Visit<'_, '_, '_> {
     }
 
     fn node(&mut self, _: NodeId, at: Place) -> Option<u64> {
-        if self.ended.is_break() || !self.scrub.seen.insert(at) {
+        if self.ended.is_break() || !self.scrub.seen.nodes.insert(at) {
             return Some(0);
         }
         self.ended = self.scrub.pace(1);
@@ -356,8 +306,8 @@ impl Visitor for Visit<'_, '_, '_> {
     }
 
     fn unreadable(&mut self, _: NodeId, error: ReadError) {
-        let damage = damage_of(None, error);
-        self.scrub.seen.remove(&Place(damage.offset / BLOCK as u64));
+        let damage = Damage::of(None, error);
+        self.scrub.seen.nodes.remove(&Place(damage.offset / BLOCK as u64));
         self.damages.push(damage);
     }
 }

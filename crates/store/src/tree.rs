@@ -210,6 +210,33 @@ impl Tree {
         }
     }
 
+    /// Whether the block at `place` is the image of a page, or a node on the way to it; or was one that is lost.
+    pub(crate) fn leads_over(&self, page: u64, place: Place, nodes: &dyn Nodes) -> bool {
+        let is_there = |at: Located| !at.is_never() && at.told_at() == place;
+        if !self.covers(page) {
+            return false;
+        }
+        let mut child = &self.root;
+        let mut id = self.root_id();
+        loop {
+            if is_there(child.stored) {
+                return true;
+            }
+            if child.stored.is_lost() {
+                return false;
+            }
+            let Ok(Some(node)) = child.node(id, &self.origins, nodes) else { return false };
+            let slot = (page >> (8 * u32::from(id.level))) as usize % FANOUT;
+            match &**node {
+                Node::Leaf(pages) => return is_there(pages[slot]),
+                Node::Inner(children) => {
+                    child = &children[slot];
+                    id = id.below(slot);
+                }
+            }
+        }
+    }
+
     /// Where a node is stored; `None` if there is no such node or it has been changed since.
     pub(crate) fn find_node(
         &self,

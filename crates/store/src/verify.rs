@@ -3,16 +3,16 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slotted;
-use std::time::Duration;
+use std::ops::ControlFlow;
 
 use stead_model::{ContainerId, PageId, PageNo};
 
 use crate::aligned::AlignedBuf;
 use crate::error::{Damage, ReadError};
-use crate::format::{
-    BLOCK, Entry, HEADER_BLOCKS, Located, NodeId, Place, ROOTS, Root, SUPERBLOCKS, Superblock,
-};
+use crate::format::{BLOCK, Entry, HEADER_BLOCKS, Located, NodeId, Place};
+use crate::header::Seen;
 use crate::layer::Layer;
+use crate::scrub::FromDisk;
 use crate::space::Layout;
 use crate::store::Store;
 use crate::tree::{Block, Origins, Tree, Visitor};
@@ -69,14 +69,12 @@ impl Verified {
     }
 }
 
-/// How often a reader looks at a root that its owner may be writing.
-const ROOT_ATTEMPTS: u32 = 20;
-
 /// Blocks read at once.
 const READ_BLOCKS: usize = 256;
 
 impl Store {
-    /// Reads and checks everything, past any cache, while the store is in use; upkeep waits meanwhile.
+    /// Reads and checks everything that [`Store::scrub`] does, and accounts for every block, past any cache, while the store
+    /// is in use; upkeep waits meanwhile.
     /// `progress` is told now and then.
     ///
     /// # Errors
@@ -114,10 +112,10 @@ impl Store {
         }
         let with_hidden = !snapshots.list.is_empty();
         for tree in versions.live.values() {
-            self.visit_tree(&mut found, tree, Some((&active, with_hidden)));
+            self.visit_tree(&mut found, tree, Some((&active, with_hidden)), images);
         }
         for tree in snapshots.list.iter().flat_map(|snapshot| snapshot.trees.values()) {
-            self.visit_tree(&mut found, tree, None);
+            self.visit_tree(&mut found, tree, None, images);
         }
         if found.damages.is_empty() && found.pinned != snapshots.pinned {
             let (found_there, counted) = (found.pinned, snapshots.pinned);
@@ -152,6 +150,13 @@ impl Store {
         self.check_header(&mut found.damages)?;
         if images {
             self.check_images(&mut found, progress)?;
+            let mut seen = Seen::default();
+            seen.nodes.extend(found.nodes());
+            for image in &found.images {
+                seen.image(image.at);
+            }
+            let _ = self
+                .check_older_map(&mut seen, &mut found.damages, &mut |_| ControlFlow::Continue(()));
         }
         let (free, pending, used) = space.blocks_by_state();
         let whole = HEADER_BLOCKS + free + pending + used;
@@ -174,46 +179,27 @@ impl Store {
 
     /// Counts what a tree refers to and no tree before; of the live ones with the layer over them, and whether images
     /// that it hides are checked too.
-    fn visit_tree(&self, found: &mut Found, tree: &Tree, live: Option<(&Layer, bool)>) {
+    fn visit_tree(
+        &self,
+        found: &mut Found,
+        tree: &Tree,
+        live: Option<(&Layer, bool)>,
+        from_disk: bool,
+    ) {
         let container = tree.container();
         let says = tree.pages();
-        let pages = tree.visit(&self.disk, &mut Visit { tree, live, found });
+        let mut visit = Visit { tree, live, found };
+        let pages = if from_disk {
+            // A copy of its own: what is in memory is not believed, and not kept.
+            tree.unloaded().visit(&FromDisk(&self.disk), &mut visit)
+        } else {
+            tree.visit(&self.disk, &mut visit)
+        };
         if pages != says && found.damages.is_empty() {
             let what =
                 format!("a map of container {container} has {pages} pages, its root says {says}");
             found.miscounted.push(what);
         }
-    }
-
-    pub(crate) fn check_header(&self, damages: &mut Vec<Damage>) -> Result<(), ReadError> {
-        let mut block = vec![0; BLOCK];
-        for at in SUPERBLOCKS {
-            self.disk.read_from_disk(Place(at).offset(), &mut block)?;
-            if Superblock::decode(&block).is_err() {
-                let what = "a superblock does not have the checksum it was written with";
-                damages.push(Damage::new(Place(at).offset(), what));
-            }
-        }
-        for (slot, at) in ROOTS.into_iter().enumerate() {
-            let mut is_whole = || {
-                self.disk.read_from_disk(Place(at).offset(), &mut block)?;
-                Ok::<bool, ReadError>(Root::decode(&block, self.header.store_id, slot).is_some())
-            };
-            let mut found = is_whole()?;
-            for _ in 0..ROOT_ATTEMPTS {
-                if found || !self.is_read_only() {
-                    break;
-                }
-                // Its owner may be writing it at this very moment.
-                std::thread::sleep(Duration::from_millis(1));
-                found = is_whole()?;
-            }
-            if !found {
-                let what = "a root does not have the checksum it was written with";
-                damages.push(Damage::new(Place(at).offset(), what));
-            }
-        }
-        Ok(())
     }
 
     fn check_images(
@@ -244,17 +230,18 @@ impl Store {
                 if read.is_err() {
                     // One of them cannot be read: find out which.
                     if let Err(error) = self.disk.read_from_disk(at.place.offset(), block) {
-                        found.unreadable(Some(*id), at.place, error);
+                        found.unreadable(Some(*id), error);
                         continue;
                     }
                 }
                 if let Err(error) = self.disk.check(Entry::Image(*id), origins, *at, block) {
-                    found.unreadable(Some(*id), at.place, error);
+                    found.unreadable(Some(*id), error);
                 }
             }
             done += run;
         }
         progress(VerifyProgress { done: total, total });
+        found.images = images;
         Ok(())
     }
 }
@@ -337,6 +324,13 @@ impl Found {
         }
     }
 
+    /// The nodes that something refers to.
+    fn nodes(&self) -> impl Iterator<Item = Place> {
+        let nodes =
+            self.blocks.iter().filter(|(_, known)| matches!(known.block, Some(Block::Node(_))));
+        nodes.map(|(&place, _)| place)
+    }
+
     fn in_table(&mut self, place: Place) {
         self.map += 1;
         if let (_, Some(segment)) = self.refer(place, ContainerId(0), None) {
@@ -352,14 +346,8 @@ impl Found {
         }
     }
 
-    fn unreadable(&mut self, page: Option<PageId>, place: Place, error: ReadError) {
-        self.damages.push(match error {
-            ReadError::Damaged(damage) => damage,
-            ReadError::Io { source, .. } => {
-                let what = format!("cannot be read: {source}");
-                Damage { page, ..Damage::new(place.offset(), what) }
-            }
-        });
+    fn unreadable(&mut self, page: Option<PageId>, error: ReadError) {
+        self.damages.push(Damage::of(page, error));
     }
 }
 
@@ -419,10 +407,6 @@ impl Visitor for Visit<'_> {
     }
 
     fn unreadable(&mut self, _: NodeId, error: ReadError) {
-        let place = match &error {
-            ReadError::Damaged(damage) => damage.offset,
-            ReadError::Io { offset, .. } => *offset,
-        };
-        self.found.unreadable(None, Place(place / BLOCK as u64), error);
+        self.found.unreadable(None, error);
     }
 }

@@ -205,6 +205,11 @@ impl Versions {
         found
     }
 
+    /// Every map of every version.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &Arc<Tree>> {
+        self.all().flat_map(BTreeMap::values)
+    }
+
     fn all(&self) -> impl Iterator<Item = &Trees> {
         let snapshots = self.snapshots.list.iter().map(|snapshot| &*snapshot.trees);
         std::iter::once(&self.live).chain(snapshots)

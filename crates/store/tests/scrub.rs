@@ -1,6 +1,7 @@
 //! Scrubbing: damage of every kind is found on the disk, whatever memory knows; nothing is taken for damage that is
 //! only moved; the caller sets the pace (catalogue B12).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use stead_model::{ContainerId, PageId, PageNo, PageRange};
-use stead_store::{CreateOptions, Damage, Scrubbed, Store};
+use stead_store::{CreateOptions, Damage, Holders, Scrubbed, Store};
 
 fn id(page: u64) -> PageId {
     PageId { container: ContainerId(1), page: PageNo(page) }
@@ -39,6 +40,15 @@ fn new_store(dir: &Path) -> (Store, PathBuf) {
 fn scrub(store: &Store) -> Scrubbed {
     let scrubbed = store.scrub(&mut |_| ControlFlow::Continue(()));
     assert!(scrubbed.complete);
+    scrubbed
+}
+
+/// A scrub, and a verification that finds the same.
+fn look(store: &Store) -> Scrubbed {
+    let scrubbed = scrub(store);
+    let verified = store.verify(&mut |_| {}).unwrap();
+    let places = |damages: &[Damage]| damages.iter().map(|d| d.offset).collect::<BTreeSet<u64>>();
+    assert_eq!(places(&scrubbed.damages), places(&verified.damages));
     scrubbed
 }
 
@@ -85,21 +95,21 @@ fn the_one(scrubbed: &Scrubbed, block: u64) -> &Damage {
 fn damage_of_each_kind_is_found_though_memory_knows_better() {
     let dir = tempfile::tempdir().unwrap();
     let (store, log) = new_store(dir.path());
-    assert_eq!(scrub(&store).damages, []);
+    assert_eq!(look(&store).damages, []);
     // Images: in the map, and in the record since.
     for (page, round) in [(500, 1), (15, 2)] {
         let block = image(&log, page, round);
-        let scrubbed = spoiled(&log, block, || scrub(&store));
+        let scrubbed = spoiled(&log, block, || look(&store));
         assert_eq!(the_one(&scrubbed, block).page, Some(id(page)));
     }
     // What nothing refers to any more is not damage.
     store.checkpoint().unwrap();
     store.checkpoint().unwrap();
     let block = image(&log, 15, 1);
-    assert_eq!(spoiled(&log, block, || scrub(&store)).damages, []);
+    assert_eq!(spoiled(&log, block, || look(&store)).damages, []);
     // Superblocks and roots.
     for block in 0..4 {
-        let scrubbed = spoiled(&log, block, || scrub(&store));
+        let scrubbed = spoiled(&log, block, || look(&store));
         assert_eq!(the_one(&scrubbed, block).page, None);
     }
     // The nodes of the map, all of which are in memory, and the tables of both roots: every block of the cold stream
@@ -112,7 +122,7 @@ fn damage_of_each_kind_is_found_though_memory_knows_better() {
         file.read_exact_at(&mut bytes, chunk * 4096).unwrap();
         let payloads = u64::from(u16::from_le_bytes([bytes[60], bytes[61]]));
         for block in chunk + 1..=chunk + payloads {
-            let scrubbed = spoiled(&log, block, || scrub(&store));
+            let scrubbed = spoiled(&log, block, || look(&store));
             let [damage] = &scrubbed.damages[..] else { continue };
             match &damage.map_of {
                 Some((container, pages)) => {
@@ -134,9 +144,9 @@ fn damage_of_each_kind_is_found_though_memory_knows_better() {
     commit(&store, 30..40, 3);
     let header = |block: &[u8]| block[..8] == *b"STEADCHK" && block[40..48] == 3u64.to_le_bytes();
     let [block] = blocks(&log, header)[..] else { panic!("one record") };
-    let scrubbed = spoiled(&log, block, || scrub(&store));
+    let scrubbed = spoiled(&log, block, || look(&store));
     assert!(the_one(&scrubbed, block).what.contains("chain"));
-    assert_eq!(scrub(&store).damages, []);
+    assert_eq!(look(&store).damages, []);
 }
 
 #[test]
@@ -147,11 +157,87 @@ fn what_only_a_snapshot_holds_is_looked_at() {
     commit(&store, 500..510, 3);
     store.checkpoint().unwrap();
     let block = image(&log, 505, 1);
-    let scrubbed = spoiled(&log, block, || scrub(&store));
+    let scrubbed = spoiled(&log, block, || look(&store));
     assert_eq!(the_one(&scrubbed, block).page, Some(id(505)));
+    let holders = store.holders(the_one(&scrubbed, block));
+    assert!(holders.only_snapshots());
+    assert_eq!(holders.snapshot_names(), ["kept"]);
+    // The live state has the rest, too.
+    let shared = image(&log, 300, 1);
+    let scrubbed = spoiled(&log, shared, || look(&store));
+    let holders = store.holders(the_one(&scrubbed, shared));
+    assert_eq!((holders.live, holders.snapshots.len()), (vec![ContainerId(1)], 1));
     store.drop_snapshot("kept").unwrap();
     store.checkpoint().unwrap();
-    assert_eq!(spoiled(&log, block, || scrub(&store)).damages, []);
+    assert_eq!(spoiled(&log, block, || look(&store)).damages, []);
+}
+
+#[test]
+fn what_only_the_older_root_refers_to_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, log) = new_store(dir.path());
+    store.checkpoint().unwrap();
+    store.checkpoint().unwrap();
+    commit(&store, 500..510, 3);
+    store.checkpoint().unwrap();
+    let block = image(&log, 505, 1);
+    let scrubbed = spoiled(&log, block, || look(&store));
+    let damage = the_one(&scrubbed, block);
+    assert!(damage.page.is_none() && damage.what.contains("only the older root"), "{damage}");
+    assert_eq!(store.holders(damage), Holders::default(), "nothing is lost with it");
+    // The leaf of the map that leads there.
+    let leaf = |bytes: &[u8]| {
+        let entry = &bytes[(505 - 256) * 16..][..8];
+        entry == block.to_le_bytes() && bytes[16 * 255..][..8] != [0; 8]
+    };
+    let leaves = blocks(&log, leaf);
+    assert_eq!(leaves.len(), 1);
+    let scrubbed = spoiled(&log, leaves[0], || look(&store));
+    let damage = the_one(&scrubbed, leaves[0]);
+    assert!(damage.map_of.is_none() && damage.what.contains("only the older root"), "{damage}");
+    // The next one lets go of it.
+    store.checkpoint().unwrap();
+    for block in [block, leaves[0]] {
+        assert_eq!(spoiled(&log, block, || look(&store)).damages, []);
+    }
+}
+
+#[test]
+fn branches_and_snapshots_are_told_as_which_containers_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, log) = new_store(dir.path());
+    store.take_snapshot("first").unwrap();
+    store.branch("first", ContainerId(1), ContainerId(2)).unwrap();
+    store.take_snapshot("second").unwrap();
+    let mut batch = store.batch();
+    batch.drop_container(ContainerId(1));
+    store.commit(&mut batch).unwrap();
+    let block = image(&log, 400, 1);
+    let (holders, node) = spoiled(&log, block, || {
+        let scrubbed = look(&store);
+        (store.holders(the_one(&scrubbed, block)), scrubbed)
+    });
+    assert_eq!(node.damages.len(), 1);
+    assert_eq!(holders.live, [ContainerId(2)], "{holders:?}");
+    let of: Vec<_> =
+        holders.snapshots.iter().map(|held| (held.snapshot.as_str(), held.container.0)).collect();
+    assert_eq!(of, [("first", 1), ("second", 1), ("second", 2)]);
+    assert_eq!(holders.snapshot_names(), ["first", "second"]);
+}
+
+#[test]
+fn what_several_snapshots_share_is_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = new_store(dir.path());
+    for round in 3..13 {
+        // A page in each leaf, so that no snapshot shares a part of the map with another.
+        commit(&store, [0, 256, 512].into_iter(), round);
+        store.take_snapshot(&round.to_string()).unwrap();
+    }
+    let scrubbed = scrub(&store);
+    assert_eq!(scrubbed.damages, []);
+    // What there was in the beginning, ten of which have been replaced, and three for each snapshot but the last.
+    assert_eq!(scrubbed.images, 600 + 9 * 3);
 }
 
 #[test]
@@ -224,4 +310,21 @@ fn a_scrub_that_looks_away_is_found() {
     let missed = spoiled(&log, block, || scrub(&store)).damages.is_empty();
     set(None);
     assert!(missed, "the bug is there, and the test above would fail with it");
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn an_older_root_that_is_not_looked_at_is_found() {
+    use stead_store::planted::{Bug, set};
+    let dir = tempfile::tempdir().unwrap();
+    let (store, log) = new_store(dir.path());
+    store.checkpoint().unwrap();
+    commit(&store, 500..510, 3);
+    store.checkpoint().unwrap();
+    let block = image(&log, 505, 1);
+    set(Some(Bug::OlderRootUnread));
+    let missed = spoiled(&log, block, || look(&store)).damages.is_empty();
+    set(None);
+    assert!(missed, "the bug is there, and the test above would fail with it");
+    assert_eq!(spoiled(&log, block, || look(&store)).damages.len(), 1);
 }
