@@ -1,6 +1,7 @@
 //! `stead scrub`: reads everything that a store refers to, from the disk itself, and names what is damaged (B12).
 //! Read [`run`] first.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -35,6 +36,10 @@ struct Damage {
     holds: Option<&'static str>,
     /// The type of the objects or elements on it.
     ty: Option<String>,
+    /// Whether the live state has it.
+    live: Option<bool>,
+    /// The snapshots that have it.
+    snapshots: Option<Vec<String>>,
     offset: u64,
     what: String,
     #[serde(skip)]
@@ -50,6 +55,8 @@ impl From<FoundDamage> for Damage {
             container: lost.as_ref().map(|lost| lost.container.clone()),
             page: lost.as_ref().map(|lost| lost.page.0),
             page_count: lost.as_ref().map(|lost| lost.page_count),
+            live: lost.as_ref().map(|lost| lost.is_live),
+            snapshots: lost.as_ref().map(|lost| lost.snapshots.clone()),
             address: lost.and_then(|lost| lost.address).map(|address| address.to_string()),
             holds: holds.as_ref().map(|holds| holds.kind.word()),
             ty: holds.and_then(|holds| holds.ty),
@@ -74,13 +81,36 @@ pub(crate) fn run(dir: &Path, rate: Option<u64>) -> Outcome<Scrubbed> {
         ControlFlow::Continue(())
     });
     bar.finish_and_clear();
+    let time_ms = began.elapsed().as_millis();
+    let mut damages = found.damages;
+    // A snapshot has the addresses of the live state.
+    drop(store);
+    name_as_then(dir, &mut damages);
     Ok(Scrubbed {
         dir: dir.to_owned(),
         read_bytes: found.read_bytes,
         images: found.images,
-        time_ms: began.elapsed().as_millis(),
-        damages: found.damages.into_iter().map(Damage::from).collect(),
+        time_ms,
+        damages: damages.into_iter().map(Damage::from).collect(),
     })
+}
+
+/// Names containers that have been removed since as a snapshot names them that has what is damaged.
+pub(crate) fn name_as_then(dir: &Path, damages: &mut [FoundDamage]) {
+    let mut names: HashMap<String, HashMap<u32, String>> = HashMap::new();
+    for lost in damages.iter_mut().filter_map(|damage| damage.lost.as_mut()) {
+        let Some(snapshot) = lost.snapshots.first().filter(|_| !lost.is_live) else { continue };
+        let names = names.entry(snapshot.clone()).or_insert_with(|| names_in(dir, snapshot));
+        if let Some(name) = names.get(&lost.number) {
+            lost.container = name.clone();
+        }
+    }
+}
+
+/// The containers of a snapshot by their numbers; none where its directory of containers is what is damaged.
+fn names_in(dir: &Path, snapshot: &str) -> HashMap<u32, String> {
+    let Ok(store) = stead::open_snapshot(dir, snapshot) else { return HashMap::new() };
+    store.stat().containers.into_iter().map(|c| (c.id.0, c.name)).collect()
 }
 
 impl Report for Scrubbed {
@@ -94,12 +124,29 @@ impl Report for Scrubbed {
         }
         let (read, seconds) = (bytes(self.read_bytes), self.time_ms as f64 / 1000.0);
         crate::say!("{read} read in {seconds:.1} s, {} pages among them", self.images);
-        match self.damages.len() {
-            0 => crate::say!("nothing is damaged"),
-            1 => crate::say!("1 part is damaged; what it held is lost unless there is a backup"),
-            n => crate::say!(
-                "{n} parts are damaged; what they held is lost unless there is a backup"
-            ),
+        if self.damages.is_empty() {
+            crate::say!("nothing is damaged");
+        }
+        let count = |wanted: fn(&Damage) -> bool| self.damages.iter().filter(|d| wanted(d)).count();
+        let live = count(|damage| damage.live == Some(true));
+        let snapshots = count(|damage| damage.live == Some(false));
+        let others = self.damages.len() - live - snapshots;
+        let parts =
+            |n: usize| if n == 1 { "1 part is".to_owned() } else { format!("{n} parts are") };
+        if live > 0 {
+            crate::say!(
+                "{} damaged whose pages are lost: restore the store from a backup, or store the pages anew",
+                parts(live)
+            );
+        }
+        if snapshots > 0 {
+            crate::say!(
+                "{} damaged that only snapshots have: drop those, or restore the store from a backup",
+                parts(snapshots)
+            );
+        }
+        if others > 0 {
+            crate::say!("{} damaged with which nothing is lost", parts(others));
         }
     }
 }

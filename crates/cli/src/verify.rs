@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use stead::{CheckReport, ReadStore};
+use stead::{CheckReport, FoundDamage, ReadStore};
 
 use crate::output::{Failure, Outcome, Report, byte_bar};
 use crate::units::bytes;
@@ -17,6 +17,8 @@ pub(crate) struct Verdict {
     unfinished: Option<u64>,
     blocks: Blocks,
     damages: Vec<String>,
+    #[serde(skip)]
+    found: Vec<FoundDamage>,
     miscounted: Vec<String>,
     containers: Vec<Container>,
     #[serde(skip)]
@@ -96,6 +98,10 @@ pub(crate) fn run(dir: &Path, leaks: bool) -> Outcome<Verdict> {
             }
         }
     }
+    // A snapshot has the addresses of the live state.
+    drop(store);
+    crate::scrub::name_as_then(dir, &mut verdict.found);
+    verdict.damages = verdict.found.iter().map(ToString::to_string).collect();
     Ok(verdict)
 }
 
@@ -123,8 +129,9 @@ fn blocks(store: &ReadStore) -> Outcome<Verdict> {
             header: b.header,
             other: b.other,
         },
-        damages: verified.damages.iter().map(ToString::to_string).collect(),
-        miscounted: verified.miscounted.clone(),
+        damages: Vec::new(),
+        found: store.site().named(verified.damages),
+        miscounted: verified.miscounted,
         containers: Vec::new(),
         shows_leaks: false,
     })

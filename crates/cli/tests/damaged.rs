@@ -191,3 +191,72 @@ fn a_stabilisation_cut_short_is_told_by_verify() {
         assert!(words.contains(&format!("stabilisation {sequence} was begun")), "{words}");
     }
 }
+
+#[test]
+fn damage_in_a_snapshot_is_told_as_such_with_its_cure() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    filled(&dir);
+    let dir_text = dir.to_str().unwrap();
+    assert_eq!(run(&["snapshot", "take", dir_text, "after"], &[]).code, 0);
+    // The live state and the snapshot have the same page.
+    assert_eq!(spoil(&dir).0, 1);
+    let json = run(&["scrub", dir_text], &["--json"]).json();
+    let [damage] = json["damages"].as_array().unwrap().as_slice() else { panic!("{json}") };
+    assert_eq!((&damage["live"], &damage["snapshots"][0]), (&true.into(), &"after".into()));
+    // Nobody but the snapshot has it.
+    stead::open(&dir).unwrap().remove("numbers").unwrap();
+    let scrub = run(&["scrub", dir_text], &["--json"]);
+    let json = scrub.json();
+    common::keys_are_documented("scrub", &json);
+    let [damage] = json["damages"].as_array().unwrap().as_slice() else { panic!("{json}") };
+    assert_eq!((&damage["live"], &damage["snapshots"]), (&false.into(), &["after"][..].into()));
+    assert_eq!((&damage["container"], &damage["ty"]), (&"numbers".into(), &"u64".into()), "{json}");
+    assert!(damage["address"].is_string(), "{json}");
+    let cure = "drop snapshot \"after\" to be rid of it, or restore the store from a backup";
+    for command in ["scrub", "verify"] {
+        let ran = run(&[command, dir_text], &[]);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        for word in ["snapshot \"after\", container \"numbers\"", "type u64", cure] {
+            assert!(ran.out.contains(word), "{word} is missing in {}", ran.out);
+        }
+        assert!(!ran.out.contains("free memory") && !ran.out.contains("pages are lost"), "{ran:?}");
+    }
+    // Who reads the snapshot is told so, too.
+    {
+        let store = stead::open_snapshot(&dir, "after").unwrap();
+        let container = store.site().existing("numbers").unwrap();
+        let error = container.check_all().unwrap_err().to_string();
+        assert!(error.contains("in snapshot \"after\""), "{error}");
+    }
+    let backup = temp.path().join("backup");
+    let backup = backup.to_str().unwrap();
+    let refused = run(&["backup", dir_text, "--snapshot", "after", "-o", backup], &["--json"]);
+    let json = refused.json();
+    assert_eq!((refused.code, json["error"]["kind"].as_str()), (1, Some("damaged")), "{json}");
+    let message = json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("only snapshot \"after\" has it; drop that"), "{message}");
+    assert_eq!(run(&["backup", dir_text, "-o", backup], &[]).code, 0, "the last state is whole");
+    assert_eq!(run(&["snapshot", "drop", dir_text, "after"], &[]).code, 0);
+    for command in ["scrub", "verify"] {
+        assert_eq!(run(&[command, dir_text], &[]).code, 0, "it is gone");
+    }
+}
+
+#[test]
+fn with_a_part_that_is_there_twice_nothing_is_lost() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    filled(&dir);
+    let file = fs::OpenOptions::new().write(true).open(dir.join("log")).unwrap();
+    // The second superblock.
+    file.write_all_at(&[0x55; 8], 3 * 4096 + 100).unwrap();
+    for command in ["scrub", "verify"] {
+        let ran = run(&[command, dir.to_str().unwrap()], &[]);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.out.contains("the store opens by the other one; nothing is lost"), "{ran:?}");
+        assert!(!ran.out.contains("backup"), "{ran:?}");
+    }
+}

@@ -1,6 +1,7 @@
 //! What can go wrong, an enum for each verb. Each message says what, where, and what to do. Read the
 //! one of the verb at hand.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use stead_heap::{
@@ -9,7 +10,9 @@ use stead_heap::{
 use stead_memory::{EnterError, Held, MapError, ReserveError, ScanError, Unsupported};
 use stead_model::windows::OutOfAddresses;
 use stead_model::{Address, ContainerId, NameError};
-use stead_store::{CommitError, CreateError, ReadError};
+use stead_store::{CommitError, CreateError, Damage, ReadError};
+
+use crate::scrub::SnapshotNames;
 
 /// A store could not be opened.
 #[derive(thiserror::Error, Debug)]
@@ -24,10 +27,15 @@ pub enum OpenError {
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
     /// The system container is not where or what it should be.
-    #[error("store {}: the directory of its containers cannot be used: {why}", dir.display())]
+    #[error(
+        "store {}{}: the directory of its containers cannot be used: {why}", dir.display(),
+        snapshot.as_ref().map_or(String::new(), |name| format!(", snapshot {name:?}"))
+    )]
     Directory {
         /// The store.
         dir: PathBuf,
+        /// The snapshot that was to be opened, if it was one.
+        snapshot: Option<String>,
         /// What was found.
         why: Box<ContainerError>,
     },
@@ -413,9 +421,41 @@ pub enum BackupError {
     /// There is no such snapshot.
     #[error(transparent)]
     Snapshot(#[from] stead_store::SnapshotError),
+    /// What was to be copied is damaged.
+    #[error("{damage}; nothing that is damaged is backed up: {}", Instead { live: *live, snapshots })]
+    Damaged {
+        /// What.
+        damage: Box<Damage>,
+        /// Whether the live state has it.
+        live: bool,
+        /// The snapshots that have it.
+        snapshots: Vec<String>,
+    },
     /// It could not be copied.
     #[error(transparent)]
     Copy(#[from] stead_store::BackupError),
+}
+
+/// What to do about damage that keeps a state from being copied.
+struct Instead<'a> {
+    live: bool,
+    snapshots: &'a [String],
+}
+
+impl fmt::Display for Instead<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = SnapshotNames(self.snapshots);
+        match (self.live, self.snapshots) {
+            (true, []) => {
+                f.write_str("restore the store from an earlier backup, or back up a snapshot")
+            }
+            (true, _) => write!(
+                f,
+                "the live state has it, and {names}; restore the store from an earlier backup"
+            ),
+            (false, _) => write!(f, "only {names} has it; drop that, and back up another state"),
+        }
+    }
 }
 
 impl BackupError {
@@ -428,8 +468,11 @@ impl BackupError {
     /// Whether something in the store is damaged.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        let BackupError::Copy(stead_store::BackupError::Read(error)) = self else { return false };
-        matches!(error, ReadError::Damaged(_))
+        matches!(
+            self,
+            BackupError::Damaged { .. }
+                | BackupError::Copy(stead_store::BackupError::Read(ReadError::Damaged(_)))
+        )
     }
 }
 

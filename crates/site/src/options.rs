@@ -89,9 +89,9 @@ impl Default for ContainerOptions {
 
 impl ContainerOptions {
     /// Addresses for 128 GiB: two windows of 64 GiB, the second for a second cluster or for growth.
-    /// Addresses cost nothing until used, but are finite: 832 windows for all containers of a store, and
-    /// every window takes its size a second time in each process that has the container open (for locks), of
-    /// the 2^47 bytes that Linux gives a process.
+    /// Addresses cost nothing until used, but are finite: 832 windows for all containers of a store, so 416
+    /// containers of this size. Every window takes its size a second time in each process that has the container
+    /// open (for locks); the 2^47 bytes that Linux gives a process are enough for all of them.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

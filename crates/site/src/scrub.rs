@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use stead_heap::{PageGuide, PageUse};
-use stead_model::{Address, ContainerId, PageNo, PageRange};
+use stead_heap::{PageGuide, PageSource, PageUse};
+use stead_model::{Address, PAGE_SIZE, PageId, PageNo, PageRange};
 use stead_store::{Damage, ScrubProgress};
 
 use crate::driver::damage;
@@ -67,34 +67,72 @@ pub struct FoundDamage {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct LostPages {
-    /// Name of the container; its number where the directory does not name it (any more).
+    /// Name of the container; `#` and its number where the directory does not name it (any more).
     pub container: String,
+    /// Its number.
+    pub number: u32,
     /// First page.
     pub page: PageNo,
     /// How many there may be.
     pub page_count: u64,
-    /// Where the first one lies; `None` where the directory does not know.
+    /// Where the first one lies; `None` where nobody knows.
     pub address: Option<Address>,
     /// What is on it, if it is one page.
     pub holds: Option<PageUse>,
+    /// Whether they are lost in the state that the last stabilisation left.
+    pub is_live: bool,
+    /// The snapshots in which they are lost. If they are not lost in the live state, dropping these is all that there is
+    /// to do.
+    pub snapshots: Vec<String>,
 }
 
 impl fmt::Display for FoundDamage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(lost) = &self.lost {
-            write!(f, "container {:?}: page {}", lost.container, lost.page.0)?;
-            if lost.page_count > 1 {
-                write!(f, " and up to {} behind it", lost.page_count - 1)?;
-            }
-            if let Some(address) = lost.address {
-                write!(f, " at {address}")?;
-            }
-            if let Some(holds) = &lost.holds {
-                write!(f, ", which holds {holds}")?;
-            }
-            f.write_str(": ")?;
+        let Some(lost) = &self.lost else {
+            return write!(f, "log, offset {:#x}: {}; nothing is lost", self.offset, self.what);
+        };
+        if !lost.is_live && !lost.snapshots.is_empty() {
+            write!(f, "{}, ", SnapshotNames(&lost.snapshots))?;
         }
-        write!(f, "log, offset {:#x}: {}", self.offset, self.what)
+        write!(f, "container {:?}: page {}", lost.container, lost.page.0)?;
+        if lost.page_count > 1 {
+            write!(f, " and up to {} behind it", lost.page_count - 1)?;
+        }
+        if let Some(address) = lost.address {
+            write!(f, " at {address}")?;
+        }
+        if let Some(holds) = &lost.holds {
+            write!(f, ", which holds {holds}")?;
+        }
+        write!(f, ": log, offset {:#x}: {}", self.offset, self.what)?;
+        match (lost.is_live, &lost.snapshots[..]) {
+            (true, []) => Ok(()),
+            (true, names) => write!(f, "; so it is in {}", SnapshotNames(names)),
+            // Nobody has it any more.
+            (false, []) => f.write_str("; nothing refers to it now"),
+            (false, names) => {
+                let them = if names.len() == 1 { "it" } else { "them" };
+                write!(
+                    f,
+                    "; the live state does not have it: drop {} to be rid of {them}, or restore the store from a \
+                           backup",
+                    SnapshotNames(names)
+                )
+            }
+        }
+    }
+}
+
+/// `snapshot "a"`, or `snapshots "a", "b"`.
+pub(crate) struct SnapshotNames<'a>(pub(crate) &'a [String]);
+
+impl fmt::Display for SnapshotNames<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.len() == 1 { "snapshot" } else { "snapshots" })?;
+        for (i, name) in self.0.iter().enumerate() {
+            write!(f, "{}{name:?}", if i == 0 { " " } else { ", " })?;
+        }
+        Ok(())
     }
 }
 
@@ -127,10 +165,13 @@ impl Site {
         }
     }
 
-    fn named(&self, damages: Vec<Damage>) -> Vec<FoundDamage> {
+    /// Says of damage what the user knows of it: container, address, type, and which states have it.
+    #[must_use]
+    pub fn named(&self, damages: Vec<Damage>) -> Vec<FoundDamage> {
         if damages.is_empty() {
             return Vec::new();
         }
+        let store = &self.shared().store;
         let places = self.places();
         let mut guides = HashMap::new();
         let mut found = |damage: Damage| {
@@ -141,28 +182,48 @@ impl Site {
                     return FoundDamage { lost: None, offset: damage.offset, what: damage.what };
                 }
             };
-            let place = places.get(&container);
+            let holders = store.holders(&damage);
+            // As whose it is told: the live one's before a snapshot's.
+            let in_snapshot = holders.snapshots.first().filter(|_| holders.live.is_empty());
+            let container = match (&holders.live[..], in_snapshot) {
+                (live, _) if live.contains(&container) => container,
+                ([live, ..], _) => *live,
+                ([], Some(found)) => found.container,
+                ([], None) => container,
+            };
+            let view = in_snapshot.and_then(|found| store.view_snapshot(&found.snapshot).ok());
             let page = PageNo(pages.start);
+            let mut source: Box<PageSource<'_>> = match view {
+                Some(view) => Box::new(move |page, into: &mut [u8; PAGE_SIZE]| {
+                    view.read_page(PageId { container, page }, into).is_ok()
+                }),
+                None => Box::new(damage::source(self.shared(), container)),
+            };
+            let place = places.get(&container);
+            let base = place.map(|&(_, base)| base).or_else(|| base_of(&mut source));
+            let of = (container, in_snapshot.map(|found| found.snapshot.clone()));
+            let guide = guides.entry(of).or_insert_with(|| PageGuide::read(&mut source));
             let lost = LostPages {
                 container: place.map_or_else(|| container.to_string(), |(name, _)| name.clone()),
+                number: container.0,
                 page,
                 page_count: pages.page_count(),
-                address: place.map(|&(_, base)| page.address(base)),
-                holds: damage.page.is_some().then(|| self.holds(&mut guides, container, page)),
+                address: base.map(|base| page.address(base)),
+                holds: damage.page.is_some().then(|| guide.use_of(page, &mut source)),
+                is_live: !holders.live.is_empty(),
+                snapshots: holders.snapshot_names(),
             };
             FoundDamage { lost: Some(lost), offset: damage.offset, what: damage.what }
         };
         damages.into_iter().map(&mut found).collect()
     }
+}
 
-    fn holds(
-        &self,
-        guides: &mut HashMap<ContainerId, PageGuide>,
-        container: ContainerId,
-        page: PageNo,
-    ) -> PageUse {
-        let mut source = damage::source(self.shared(), container);
-        let guide = guides.entry(container).or_insert_with(|| PageGuide::read(&mut source));
-        guide.use_of(page, &mut source)
+/// Where a container that no directory names lies, by its own account.
+fn base_of(source: &mut PageSource<'_>) -> Option<Address> {
+    let mut page = [0; PAGE_SIZE];
+    if !source(PageNo(0), &mut page) {
+        return None;
     }
+    stead_heap::directory(&page).ok().map(|directory| directory.base)
 }

@@ -23,7 +23,7 @@ use stead_store::{CreateOptions, OpenReport, ReadError, Store, Stored, Verified,
 use crate::container::{Changes, Opened, Place};
 use crate::directory::{Directory, Entry};
 use crate::driver::{Shared, background, faults};
-use crate::error::{ContainerError, OpenError, RemoveError, StabiliseError};
+use crate::error::{ContainerError, OpenError, OpenErrorKind, RemoveError, StabiliseError};
 use crate::join::Typed;
 use crate::options::{ContainerOptions, OpenOptions};
 use crate::snapshot::{clear_unfinished, keep_numbers};
@@ -70,7 +70,7 @@ impl Site {
     /// another process has it open. Nothing is ever written to it.
     ///
     /// # Errors
-    /// As [`Site::open`], apart from being held; if there is no such snapshot.
+    /// As [`Site::open`], apart from being held by another process; if there is no such snapshot.
     pub fn open_read_only(
         dir: &Path,
         snapshot: Option<&str>,
@@ -84,7 +84,14 @@ impl Site {
                 .map_err(|why| OpenError::Snapshot { dir: dir.to_owned(), why: Box::new(why) })?;
         }
         let snapshot = snapshot.map(str::to_owned);
-        let site = Site::start(dir, (store, report), snapshot, space, options)?;
+        let site = Site::start(dir, (store, report), snapshot, space, options);
+        let site = site.map_err(|error| match Store::held_here(dir) {
+            // Its containers have one place in a process.
+            Some(held) if error.kind() == OpenErrorKind::AddressesTaken => {
+                stead_store::OpenError::Held(held).into()
+            }
+            _ => error,
+        })?;
         // What its memory comes to hold apart from the store is nothing to keep.
         site.abandon();
         Ok(site)
@@ -102,8 +109,10 @@ impl Site {
         let shared = Arc::new(Shared::new(dir.clone(), store, snapshot, space, options.clone()));
         let mut threads = Threads { shared: Arc::clone(&shared), handles: Vec::new() };
         threads.start("stead-faults", faults::serve)?;
-        let in_directory =
-            |why: ContainerError| OpenError::Directory { dir: dir.clone(), why: Box::new(why) };
+        let in_directory = |why: ContainerError| {
+            let snapshot = shared.snapshot().map(str::to_owned);
+            OpenError::Directory { dir: dir.clone(), snapshot, why: Box::new(why) }
+        };
         let system = open_system(&shared, base_window).map_err(in_directory)?;
         let windows = match taken_windows(&system, base_window) {
             Ok(windows) => windows,

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stead_model::windows::WindowRun;
 use stead_model::{ContainerId, ContainerName, PAGE_SIZE, PAGES_PER_WINDOW, PageId, PageNo};
 use stead_store::{
-    BackedUp, BackupProgress, CommitError, ReadError, SnapshotInfo, Store, Stored, View,
+    BackedUp, BackupError as CopyError, BackupProgress, CommitError, ReadError, SnapshotInfo,
+    Store, Stored, View,
 };
 
 use crate::directory::{Directory, Entry};
@@ -294,5 +295,13 @@ pub fn backup(
     let (store, _) = Store::open_read_only(dir)?;
     let view = snapshot.map_or_else(|| Ok(store.view()), |name| store.view_snapshot(name))?;
     let since = since.map(|name| store.view_snapshot(name)).transpose()?;
-    Ok(view.backup(since.as_ref(), out, progress)?)
+    view.backup(since.as_ref(), out, progress).map_err(|error| match error {
+        CopyError::Read(ReadError::Damaged(damage)) => {
+            let holders = store.holders(&damage);
+            let names = holders.snapshot_names();
+            let (damage, live) = (Box::new(damage), !holders.live.is_empty());
+            BackupError::Damaged { damage, live, snapshots: names }
+        }
+        error => error.into(),
+    })
 }

@@ -57,6 +57,31 @@ fn all_addresses_of_a_store_can_be_had_and_no_more() {
 }
 
 #[test]
+fn a_store_is_open_once_in_a_process() {
+    let Some(_alone) = common::alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    let store = stead::open(&dir).unwrap();
+    store.snapshot("then").unwrap();
+    for error in [
+        stead::open(&dir).unwrap_err(),
+        stead::open_read_only(&dir).unwrap_err(),
+        stead::open_snapshot(&dir, "then").unwrap_err(),
+    ] {
+        assert!(error.is_held(), "{error:?}");
+        assert!(error.to_string().contains("is open in this process already"), "{error}");
+    }
+    drop(store);
+    let reading = stead::open_read_only(&dir).unwrap();
+    let error = stead::open_snapshot(&dir, "then").unwrap_err();
+    assert!(
+        !error.is_held() && error.to_string().contains("open only one of them at a time"),
+        "{error}"
+    );
+    drop(reading);
+}
+
+#[test]
 fn a_root_that_cannot_be_made_leaves_no_container() {
     let Some(_alone) = common::alone() else { return };
     let temp = tempfile::tempdir().unwrap();

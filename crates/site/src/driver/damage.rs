@@ -8,6 +8,7 @@ use stead_store::{ReadError, Stored};
 
 use super::Shared;
 use crate::container::Place;
+use crate::scrub::SnapshotNames;
 
 /// Pages read in one piece.
 const PIECE_PAGES: u64 = 64;
@@ -78,11 +79,23 @@ pub(crate) fn name(
         page,
         address: page.address(base),
         holds: use_of(shared, container, page),
-        why: match error {
-            ReadError::Damaged(damage) => damage.how(),
-            error @ ReadError::Io { .. } => error.to_string(),
-        },
+        why: why(shared, error),
     }
+}
+
+fn why(shared: &Shared, error: &ReadError) -> String {
+    let ReadError::Damaged(damage) = error else { return error.to_string() };
+    let how = damage.how();
+    let Some(shown) = shared.snapshot() else { return how };
+    let holders = shared.store.holders(damage);
+    let names = holders.snapshot_names();
+    if !holders.only_snapshots() {
+        return format!("{how}, in snapshot {shown:?} and in the live state");
+    }
+    let names = SnapshotNames(&names);
+    format!(
+        "{how}, in {names}; the live state does not have it: drop what is damaged to be rid of it"
+    )
 }
 
 /// Whether a page that is not in memory was free when the store was last stable: then its bytes mean nothing, and
