@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use stead::{BackedUp, BackupProgress};
 
-use crate::output::{Failure, Outcome, Report, byte_bar};
+use crate::output::{Failure, Outcome, Report, byte_bar, say_aside};
 use crate::units::bytes;
 
 /// Which state, and where to.
@@ -108,6 +108,10 @@ fn whole_file<T>(
             let out = File::options().write(true).open(file);
             return write(&mut out.map_err(|error| at(file, error))?);
         }
+        Err(_) if file.is_symlink() => {
+            let why = "this is a link to nothing: make what it leads to, or name another file";
+            return Err(Failure::not_done(format!("{}: {why}", file.display())));
+        }
         Err(_) => file.to_path_buf(),
     };
     let mut beside = file.as_os_str().to_owned();
@@ -148,7 +152,7 @@ impl Report for Written {
         match &self.file {
             Some(_) => crate::say!("{line}"),
             // Standard output is the backup.
-            None => eprintln!("{line}"),
+            None => say_aside(format_args!("{line}")),
         }
     }
 }

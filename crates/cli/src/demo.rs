@@ -171,6 +171,9 @@ impl Demo {
                 (std::env::temp_dir().join(name), true)
             }
         };
+        if !is_ours {
+            check_ours(&dir)?;
+        }
         let mut tally = Tally { dir: dir.clone(), kills: self.kills, ..Tally::default() };
         let mut acknowledged = std::vec![0; THREADS];
         let bar = indicatif::ProgressBar::new(self.kills.into());
@@ -193,6 +196,23 @@ impl Demo {
         }
         Ok(tally)
     }
+}
+
+/// Refuses a directory with something in it that is not from a demo.
+fn check_ours(dir: &Path) -> Outcome<()> {
+    let is_vacant = match std::fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    if is_vacant {
+        return Ok(());
+    }
+    let names = crate::open(dir)?.names();
+    if names.iter().any(|name| name != "bank") {
+        let why = "this store has containers of others: give the demo a directory of its own";
+        return Err(Failure::not_done(format_args!("{}: {why}", dir.display())));
+    }
+    Ok(())
 }
 
 /// Starts the worker, kills it at a random moment, and returns what it said.

@@ -90,7 +90,7 @@ pub(crate) fn answer<R: Report>(json: bool, command: &str, outcome: Outcome<R>) 
             exit_code
         }
         Err(failure) => {
-            eprintln!("stead: {failure}");
+            say_aside(format_args!("stead: {failure}"));
             if json {
                 let error = Words { kind: failure.kind, message: &failure.message };
                 print_json(command, failure.exit_code, Failed { error });
@@ -149,12 +149,22 @@ pub(crate) fn shown(name: &str) -> String {
     }
 }
 
-/// Prints a line, and ends the process quietly when nobody reads any more.
+/// Prints a line. Ends the process where that cannot be: quietly when nobody reads any more.
 pub(crate) fn print_line(line: fmt::Arguments<'_>) {
-    if writeln!(std::io::stdout(), "{line}").is_err() {
+    match writeln!(io::stdout(), "{line}") {
+        Ok(()) => {}
         // As a program that the signal of a closed pipe ends.
-        std::process::exit(141);
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(141),
+        Err(error) => {
+            say_aside(format_args!("stead: the answer cannot be written: {error}"));
+            std::process::exit(NOT_DONE.into());
+        }
     }
+}
+
+/// Prints a line beside the answer. Nobody is left to be told if it cannot be.
+pub(crate) fn say_aside(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// A bar on standard error, if that is a terminal, that counts bytes.
@@ -169,6 +179,12 @@ impl Failure {
     /// Says where it happened, too.
     pub(crate) fn at(mut self, place: &dyn fmt::Display) -> Failure {
         self.message = format!("{place}: {}", self.message);
+        self
+    }
+
+    /// Says what to do, too.
+    pub(crate) fn advised(mut self, advice: &str) -> Failure {
+        self.message = format!("{}; {advice}", self.message);
         self
     }
 
@@ -249,7 +265,7 @@ impl From<OpenError> for Failure {
             OpenErrorKind::AddressesTaken => {
                 "try again: where the system puts libraries differs each time"
             }
-            OpenErrorKind::NotPermitted if !message.contains("run as its owner") => {
+            OpenErrorKind::NotPermitted if !message.contains("permissions") => {
                 "run as its owner or change its permissions"
             }
             OpenErrorKind::System => "look at what the system says, and try again",

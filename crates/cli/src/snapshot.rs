@@ -112,8 +112,16 @@ impl Snapshot {
 
 /// Opens a store as its owner.
 fn own(dir: &Path) -> Result<Store, Failure> {
-    Ok(Store::open_with(dir, &Options::new().create(false).interval(None))?)
+    let opened = Store::open_with(dir, &Options::new().create(false).interval(None));
+    opened.map_err(|error| {
+        let is_held = error.is_held();
+        let failure = Failure::from(error);
+        if is_held { failure.advised(IN_USE) } else { failure }
+    })
 }
+
+/// What to do about a store that a program has open.
+const IN_USE: &str = "a program takes, branches and drops snapshots of the store that it has open itself (`Store::snapshot`)";
 
 /// The container that had this name in the snapshot, by its number.
 fn origin(dir: &Path, snapshot: &str, container: &str) -> Result<String, Failure> {

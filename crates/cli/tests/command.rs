@@ -86,8 +86,17 @@ fn what_cannot_be_opened_has_an_exit_code_and_advice() {
         assert_eq!(ran.code, 0, "{ran:?}");
         drop(held);
     }
-    // Both superblocks gone: too damaged to be opened.
     let log = temp.path().join("store/log");
+    // Cut off: whoever opens it is told so.
+    fs::create_dir(at("cut")).unwrap();
+    let bytes = fs::read(&log).unwrap();
+    fs::write(at("cut/log"), &bytes[..bytes.len() / 4]).unwrap();
+    for command in [&["ls"][..], &["scrub"], &["snapshot", "list"], &["snapshot", "drop"]] {
+        let mut args = [command, &[at("cut").leak()]].concat();
+        args.extend(["n"].iter().filter(|_| command.contains(&"drop")));
+        refused(&args, 1, "damaged", &["cut off"]);
+    }
+    // Both superblocks gone: too damaged to be opened.
     let mut bytes = fs::read(&log).unwrap();
     bytes[100] ^= 1;
     bytes[3 * 4096 + 100] ^= 1;
@@ -202,6 +211,21 @@ fn the_demo_in_json() {
     let json = ran.json();
     common::keys_are_documented("demo", &json);
     assert_eq!((ran.code, json["kills"].as_u64()), (0, Some(3)), "{json}");
+    // It keeps away from what is not its own.
+    let others = temp.path().join("others");
+    {
+        let store = stead::open(&others).unwrap();
+        bank_of(&store);
+        store
+            .container::<common::Bank>("mine", |tx| {
+                Ok(common::Bank { accounts: stead::Vec::new(tx) })
+            })
+            .unwrap();
+    }
+    refused(&["demo", "--store", others.to_str().unwrap()], 4, "system", &["containers of others"]);
+    let file = temp.path().join("file");
+    fs::write(&file, "text").unwrap();
+    refused(&["demo", "--store", file.to_str().unwrap()], 3, "not_a_store", &["not a directory"]);
 }
 
 #[test]

@@ -201,6 +201,11 @@ fn a_backup_goes_through_links_and_into_devices() {
     }
     well(&["restore", at("copy").to_str().unwrap(), "-i", at("file").to_str().unwrap()]);
     assert_eq!(accounts(&at("copy")), 10);
+    std::os::unix::fs::symlink("nothing", at("dangling")).unwrap();
+    let dangling = at("dangling");
+    let args = ["backup", dir.to_str().unwrap(), "-o", dangling.to_str().unwrap()];
+    refused(&args, 4, "system", "a link to nothing");
+    assert!(at("dangling").is_symlink());
     for inside in ["log", "new"] {
         let file = dir.join(inside);
         let args = ["backup", dir.to_str().unwrap(), "-o", file.to_str().unwrap()];
