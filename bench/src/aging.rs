@@ -11,6 +11,7 @@ use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 use stead_store::{CommitError, CreateOptions, Stat, Store, Stored};
 
 use crate::Row;
+use crate::disk::RawDisk;
 
 const CONTAINER: ContainerId = ContainerId(1);
 
@@ -46,6 +47,9 @@ struct Chance {
     zeta: f64,
     zeta_two: f64,
 }
+
+/// Rounds behind which the raw disk is asked once.
+const RAW_EVERY: u64 = 4;
 
 const EXPONENT: f64 = 0.99;
 
@@ -181,6 +185,10 @@ fn age(dir: &Path, size: Size, pattern: Pattern) -> Result<Vec<Row>, Box<dyn std
     let before = store.stat();
     let mut chance = Chance::new(pages, pattern);
     let (mut times, mut largest, mut drawn) = (Vec::new(), 0, 0);
+    // What the disk itself takes now and then, whoever else uses it.
+    let raw_bytes = size.commit_pages as usize * PAGE_SIZE;
+    let mut raw = RawDisk::new(&dir.with_extension("raw"), 64 << 20, raw_bytes)?;
+    let mut raw_times = Vec::new();
     let rounds = pages * size.overwrites / size.commit_pages;
     let mut some = Vec::new();
     let began = Instant::now();
@@ -196,6 +204,9 @@ fn age(dir: &Path, size: Size, pattern: Pattern) -> Result<Vec<Row>, Box<dyn std
             std::thread::sleep(Duration::from_secs_f64(ahead.max(0.0)));
         }
         times.push(commit(&store, &mut batch, &some, round)?);
+        if round % RAW_EVERY == 0 {
+            raw_times.push(raw.write_and_flush(raw_bytes)?);
+        }
         if round % 16 == 0 {
             largest = largest.max(store.stat().file_bytes);
         }
@@ -213,6 +224,7 @@ fn age(dir: &Path, size: Size, pattern: Pattern) -> Result<Vec<Row>, Box<dyn std
     assert!(verified.is_clean(), "{verified:?}");
 
     times.sort_by(f64::total_cmp);
+    raw_times.sort_by(f64::total_cmp);
     let name = format!("{pattern:?}, {} MiB written {}x", size.live_mib, size.overwrites);
     let written = |a: &Stat, b: &Stat| {
         let (a, b) = (a.counters, b.counters);
@@ -244,6 +256,9 @@ fn age(dir: &Path, size: Size, pattern: Pattern) -> Result<Vec<Row>, Box<dyn std
         Row::new(format!("{name}: commit of {}, p99", size.commit_pages), p(0.99), "us")
             .against("median", p(0.5))
             .note(format!("p90 {:.0}, p99.9 {:.0}, slowest {:.0} us", p(0.9), p(0.999), p(1.0))),
+        Row::new(format!("{name}: raw write + flush, p99"), quantile(&raw_times, 0.99), "us")
+            .against("median", quantile(&raw_times, 0.5))
+            .note("in the same minutes, upkeep and all"),
         Row::new(format!("{name}: scan, at once"), aged * 1e3, "ms")
             .against("fresh", fresh * 1e3)
             .note(format!("{}; fresh {}", runs(aged_runs), runs(fresh_runs))),

@@ -30,6 +30,10 @@ const GROW_MOST: usize = 8;
 /// Segments kept free at the least.
 const FREE_LEAST: usize = 4;
 
+/// Segments kept free while the file may become longer: a stabilisation finds no room in the last [`FREE_LEAST`], and
+/// goes on meanwhile.
+const FREE_AHEAD: usize = 7;
+
 /// The same once the file is as long as it may be: cleaning takes a while.
 const FREE_LEAST_AT_BOUND: usize = 8;
 
@@ -200,7 +204,7 @@ impl Store {
         if free < wanted && free + coming >= wanted {
             // Roots are written now and then anyway, and are in a hurry only if room is short.
             let recent = self.recent_need.load(Ordering::Relaxed) as usize;
-            if free < wanted.div_ceil(2).max(recent + RESERVE) {
+            if free < (wanted - wanted / 4).max(recent + RESERVE) {
                 return Due::Checkpoint;
             }
         } else if free < wanted {
@@ -262,10 +266,10 @@ impl Store {
         let least = if segments < bound {
             FREE_LEAST
         } else {
-            (bound / 32).clamp(FREE_LEAST_AT_BOUND, FREE_MOST)
+            (bound / 24).clamp(FREE_LEAST_AT_BOUND, FREE_MOST)
         };
         let room = bound.saturating_sub(segments - free);
-        (recent * 2 + FREE_LEAST).min(FREE_MOST).min(room).max(least)
+        (recent * 2 + FREE_AHEAD).min(FREE_MOST).min(room).max(least)
     }
 
     /// How many segments the file may have with so many live blocks: those and some, or the stated factor;
