@@ -14,7 +14,8 @@ use stead_store::sim::{groups, snapshots, sweep, torture};
 /// What the command line says.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// Seeds: each has a life of a store alone, one with snapshots and one with groups of stabilisations.
+    /// Seeds: each has a life of a store alone, one mostly of cleaning, one with snapshots and one with groups of
+    /// stabilisations.
     #[arg(long, default_value_t = 500)]
     pub seeds: u64,
     /// Live this seed's lives alone.
@@ -124,6 +125,9 @@ fn lives(seed: u64, crashes: u64, sweep_steps: u64) -> Result<Counts, String> {
     let mut counts = Counts::new();
     let mut add = |what, n: u64| *counts.entry(what).or_default() += n;
     torture::life(seed, crashes)?.counts().into_iter().for_each(|(what, n)| add(what, n));
+    let cleaned = torture::cleaning_life(seed, crashes);
+    let cleaned = cleaned.map_err(|what| format!("between the steps of cleaning: {what}"))?;
+    cleaned.counts().into_iter().for_each(|(what, n)| add(what, n));
     let with = snapshots::life(seed, crashes).map_err(|what| format!("with snapshots: {what}"))?;
     add("crashes", with.crashes);
     add("stabilisations", with.committed);
@@ -141,6 +145,9 @@ fn lives(seed: u64, crashes: u64, sweep_steps: u64) -> Result<Counts, String> {
         let swept = sweep::sweep(seed, sweep_steps).map_err(|what| format!("sweep: {what}"))?;
         add("faults, each at its call", swept.faults);
         add("crashes behind crashes, each at its call", swept.crashes_again);
+        let swept = sweep::sweep_cleaning(seed, 5 * sweep_steps)
+            .map_err(|what| format!("sweep of cleaning: {what}"))?;
+        add("faults, each at its call", swept.faults);
     }
     Ok(counts)
 }

@@ -14,7 +14,8 @@ use crate::disk::Purpose;
 use crate::error::{CommitError, ReadError};
 use crate::format::{BLOCK, Chunk, Entry, NodeId, Place};
 use crate::keep::Keeper;
-use crate::space::{COLD_RESERVE, Cleaning, Victim};
+use crate::planted::{self, Bug};
+use crate::space::{COLD_RESERVE, Cleaning, Layout, Victim};
 use crate::store::{State, Store};
 use crate::tree::{Origins, Tree};
 use crate::versions::Versions;
@@ -62,6 +63,20 @@ impl Gathered {
     pub(crate) fn is_empty(&self) -> bool {
         self.victims.is_empty()
     }
+
+    /// Takes in what has been read of one more segment. What was read of the same segment before it was emptied and
+    /// written anew is of no use: two pages that have lain at one place must not both be moved from there.
+    fn add(&mut self, layout: Layout, victim: Victim, found: Gathered) {
+        let other = |place: Place| layout.segment(place) != Some(victim.segment);
+        if !planted::is(Bug::StaleGathered) {
+            self.images.retain(|&(_, place), _| other(place));
+            self.nodes.retain(|&(_, _, place)| other(place));
+            self.victims.retain(|earlier| earlier.segment != victim.segment);
+        }
+        self.images.extend(found.images);
+        self.nodes.extend(found.nodes);
+        self.victims.push(victim);
+    }
 }
 
 impl Store {
@@ -101,9 +116,7 @@ impl Store {
         if cleaning == Cleaning::Gathered {
             // What has been put in order stays so.
             found.images.retain(|&(_, from), _| !keeper.moves.has_page(from));
-            keeper.gathered.images.extend(found.images);
-            keeper.gathered.nodes.extend(found.nodes);
-            keeper.gathered.victims.push(victim);
+            keeper.gathered.add(self.layout(), victim, found);
         }
     }
 

@@ -7,6 +7,7 @@ use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::Damage;
+use crate::planted::{self, Bug};
 
 /// Bytes in a block, the unit of places in the file. One page fills one block.
 pub(crate) const BLOCK: usize = PAGE_SIZE;
@@ -463,6 +464,17 @@ impl Root {
         whole.then_some(version)
     }
 
+    /// As [`Root::decode`], and also a root that was meant for the other slot: what it names was flushed before it
+    /// was written, wherever the disk has put it.
+    pub(crate) fn decode_astray(block: &[u8], store_id: u128, slot: usize) -> Option<Self> {
+        Root::decode(block, store_id, slot).or_else(|| {
+            if planted::is(Bug::AstrayRootIgnored) {
+                return None;
+            }
+            Root::decode(block, store_id, 1 - slot)
+        })
+    }
+
     /// `None` if the block is not a whole root of this store in this slot, or of a later version.
     pub(crate) fn decode(block: &[u8], store_id: u128, slot: usize) -> Option<Self> {
         if Root::version(block, store_id, slot)? > ROOT_VERSION_NEWEST {
@@ -801,6 +813,8 @@ mod tests {
                 assert_eq!(Root::decode(&block, 1, slot), Some(root.clone()));
                 assert_eq!(Root::decode(&block, 2, slot), None);
                 assert_eq!(Root::decode(&block, 1, 1 - slot), None);
+                assert_eq!(Root::decode_astray(&block, 1, 1 - slot), Some(root.clone()));
+                assert_eq!(Root::decode_astray(&block, 2, 1 - slot), None);
             }
         }
         let mut block = vec![0xEE; BLOCK];

@@ -42,6 +42,12 @@ pub enum Bug {
     GoBackWithOneRoot,
     /// Cleaning moves blocks in the live map only.
     MovedInLiveOnly,
+    /// What was read of a segment is moved although it has been emptied and written anew since.
+    StaleGathered,
+    /// A root that has been written over the other one is taken for none.
+    AstrayRootIgnored,
+    /// Opening by the older root does not ask whether anything was stabilised behind the newer one.
+    EpochForgotten,
     /// Dropping a snapshot keeps what nobody else has.
     DroppedButKept,
     /// A damaged part of the map that must be changed is taken for an empty one.

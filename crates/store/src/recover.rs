@@ -158,7 +158,7 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
 
     // The newest root whose table can be read as well; the older one leads to the same state.
     let mut roots: Vec<(usize, Root)> = (0..2)
-        .filter_map(|slot| Some((slot, Root::decode(block(ROOTS[slot]), store_id, slot)?)))
+        .filter_map(|slot| Some((slot, Root::decode_astray(block(ROOTS[slot]), store_id, slot)?)))
         .collect();
     roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.generation));
     let versions = (0..2).filter_map(|slot| Root::version(block(ROOTS[slot]), store_id, slot));
@@ -176,7 +176,7 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             let pinned = reading.pin(root.generation).and_then(|()| {
                 let mut block = vec![0; BLOCK];
                 medium.read(Place(ROOTS[*slot]).offset(), &mut block)?;
-                Ok(Root::decode(&block, store_id, *slot).as_ref() == Some(root))
+                Ok(Root::decode_astray(&block, store_id, *slot).as_ref() == Some(root))
             });
             if !pinned.map_err(|source| io_error("pinning", source))? {
                 return Ok(Opening::Overtaken(hold));
@@ -221,6 +221,22 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             replay.position.sequence, newest.position.sequence
         );
         return Err(damaged(Damage::new(offset, what)));
+    }
+    if newest.position.epoch > root.position.epoch && !planted::is(Bug::EpochForgotten) {
+        // Nothing is appended in an epoch before both roots name it.
+        if let Some((at, chunk)) = replay.begun_at(&newest.position).map_err(read_error)? {
+            let mut why = first_error.expect("the newest root was not loaded");
+            if let ReadError::Damaged(damage) = &mut why {
+                damage.what.push_str(&format!(
+                    "; the other root is too old to do without it: chunk {} at offset {:#x}, of stabilisation {}, \
+                     was written later",
+                    chunk.serial,
+                    at.offset(),
+                    chunk.sequence
+                ));
+            }
+            return Err(read_error(why));
+        }
     }
     let Replay { position, layer, mut space, report, replay_blocks, .. } = replay;
     // Going back to the older root leaves the cold stream's end unknown.
@@ -666,6 +682,21 @@ impl<'a> Replay<'a> {
             self.window.scanning = false;
         }
         Ok(None)
+    }
+
+    /// Looks for chunks of the chain that begins at `from`, in an epoch of its own.
+    fn begun_at(&mut self, from: &LogPosition) -> Result<Option<(Place, Chunk)>, ReadError> {
+        if !self.has(from.place) {
+            return Ok(None);
+        }
+        let (epoch, report) = (self.position.epoch, self.report);
+        self.position.epoch = from.epoch;
+        let begun = match self.header_at(from.place)? {
+            Some((first, _)) if self.is_in_chain(&first) => Some((from.place, first)),
+            _ => self.look_onward(from, 0)?,
+        };
+        (self.position.epoch, self.report) = (epoch, report);
+        Ok(begun)
     }
 
     /// What the block at `place` says of the chain behind chunk `behind`.

@@ -4,10 +4,11 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::panic::RefUnwindSafe;
 
 use stead_store::planted::{self, Bug};
-use stead_store::sim::sweep::sweep;
-use stead_store::sim::torture::{Lived, life};
+use stead_store::sim::sweep::{sweep, sweep_cleaning};
+use stead_store::sim::torture::{Lived, cleaning_life, life};
 
 const CRASHES_PER_LIFE: u64 = 8;
 const THREADS: u64 = 2;
@@ -20,10 +21,7 @@ fn number(variable: &str) -> Option<u64> {
 #[test]
 fn every_crash_leaves_the_last_state_or_the_one_under_way() {
     if let Some(seed) = number("STEAD_SEED") {
-        eprintln!(
-            "{:?}",
-            life(seed, CRASHES_PER_LIFE).unwrap_or_else(|why| panic!("seed {seed}: {why}"))
-        );
+        eprintln!("{:?}", one(seed).unwrap_or_else(|why| panic!("seed {seed}: {why}")));
         return;
     }
     let points = number("STEAD_CRASH_POINTS").unwrap_or(20_000);
@@ -55,10 +53,19 @@ fn every_crash_leaves_the_last_state_or_the_one_under_way() {
     }
 }
 
+/// Every fourth life is mostly about cleaning.
+fn one(seed: u64) -> Result<Lived, String> {
+    if seed.is_multiple_of(4) {
+        cleaning_life(seed, CRASHES_PER_LIFE)
+    } else {
+        life(seed, CRASHES_PER_LIFE)
+    }
+}
+
 fn live(seeds: impl Iterator<Item = u64>) -> Result<Lived, String> {
     let mut all = Lived::default();
     for seed in seeds {
-        match life(seed, CRASHES_PER_LIFE) {
+        match one(seed) {
             Ok(lived) => all.add(lived),
             Err(why) => {
                 return Err(format!(
@@ -72,6 +79,10 @@ fn live(seeds: impl Iterator<Item = u64>) -> Result<Lived, String> {
 
 /// How many lives it takes until the checker finds a planted bug.
 fn lives_until_caught(bug: Bug) -> u64 {
+    caught(bug, life)
+}
+
+fn caught(bug: Bug, life: impl Fn(u64, u64) -> Result<Lived, String> + RefUnwindSafe) -> u64 {
     let first = RandomState::new().hash_one(0) >> 16;
     planted::set(Some(bug));
     let caught = (0..3000).find_map(|i| {
@@ -148,6 +159,11 @@ fn a_root_that_could_not_be_read_and_is_kept_is_found() {
     lives_until_caught(Bug::UnusableRootKept);
 }
 
+#[test]
+fn what_was_read_of_a_segment_before_it_was_written_anew_is_found_moved() {
+    caught(Bug::StaleGathered, cleaning_life);
+}
+
 /// No call left out: each of them fails, in each way, and crashes follow crashes.
 #[test]
 fn a_fault_at_every_call() {
@@ -156,4 +172,7 @@ fn a_fault_at_every_call() {
         .unwrap_or_else(|what| panic!("seed {first}: {what}\nagain with STEAD_SEED={first}"));
     eprintln!("seed {first}: {swept:?}");
     assert!(swept.faults > 50 && swept.crashes_again > 20, "{swept:?}");
+    let swept = sweep_cleaning(first, 40)
+        .unwrap_or_else(|what| panic!("seed {first}: {what}\nagain with STEAD_SEED={first}"));
+    assert!(swept.faults > 50, "{swept:?}");
 }

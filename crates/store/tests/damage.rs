@@ -5,9 +5,12 @@
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
-use stead_store::sim::SplitMix;
+use stead_model::{ContainerId, PageId, PageNo};
+use stead_store::planted::{self, Bug};
 use stead_store::sim::damage::{Change, Seen, Subject};
+use stead_store::sim::{CrashMedium, SplitMix};
 use stead_store::{CreateOptions, OpenError, Store};
 
 const CHANGES: u64 = 3000;
@@ -72,6 +75,50 @@ fn everything(subject: &Subject, tally: &mut Tally) -> Result<(), String> {
         tally.check(subject, Change::Zeroed { block })?;
     }
     Ok(())
+}
+
+/// A root of a new epoch that went astray and hit the table of the one before it: one fault that damages both. The root
+/// that is left is of the epoch before, of which nothing that was stabilised since is a part.
+#[test]
+fn a_root_of_an_earlier_epoch_does_not_hide_what_was_stabilised_since() {
+    let [earlier, now] = [1, 2].map(|rounds| {
+        let medium = CrashMedium::new(7);
+        let options = CreateOptions { store_id: Some(7), ..CreateOptions::default() };
+        drop(Store::create_on(Arc::new(medium.clone()), &options).unwrap());
+        for round in 1..=rounds {
+            let (store, _) = Store::open_on(Arc::new(medium.clone())).unwrap();
+            let mut batch = store.batch();
+            batch.push(PageId { container: ContainerId(1), page: PageNo(1) }, |p| p.fill(round));
+            store.commit(&mut batch).unwrap();
+        }
+        medium.bytes()
+    });
+    let number = |at: usize| u64::from_le_bytes(now[at..at + 8].try_into().unwrap());
+    let generation = |block: usize| number(block * BLOCK + 32);
+    let (astray, left) = if generation(1) > generation(2) { (1, 2) } else { (2, 1) };
+    let table = number(left * BLOCK + 128) as usize * BLOCK;
+    let mut bytes = now.clone();
+    bytes[astray * BLOCK..][..BLOCK].copy_from_slice(&earlier[astray * BLOCK..][..BLOCK]);
+    let open = |bytes: &[u8]| Store::open_on(Arc::new(CrashMedium::with_bytes(0, bytes)));
+    assert_eq!(open(&bytes).unwrap().1.last_sequence, 2, "the other root has everything");
+    bytes[table..][..BLOCK].copy_from_slice(&now[astray * BLOCK..][..BLOCK]);
+    let refused = open(&bytes).unwrap_err().to_string();
+    assert!(refused.contains(&format!("offset {table:#x}")), "{refused}");
+    assert!(refused.contains("the other root is too old"), "{refused}");
+    planted::set(Some(Bug::EpochForgotten));
+    let forgotten = open(&bytes);
+    planted::set(None);
+    assert_eq!(forgotten.unwrap().1.last_sequence, 1, "the bug is not there");
+
+    // If what it hit is the other root, it can be used from there.
+    bytes.clone_from(&now);
+    bytes[astray * BLOCK..][..BLOCK].copy_from_slice(&earlier[astray * BLOCK..][..BLOCK]);
+    bytes[left * BLOCK..][..BLOCK].copy_from_slice(&now[astray * BLOCK..][..BLOCK]);
+    assert_eq!(open(&bytes).unwrap().1.last_sequence, 2);
+    planted::set(Some(Bug::AstrayRootIgnored));
+    let ignored = open(&bytes);
+    planted::set(None);
+    assert_eq!(ignored.unwrap().1.last_sequence, 1, "the bug is not there");
 }
 
 /// Files that are not there, are empty, or are something else.

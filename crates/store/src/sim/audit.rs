@@ -44,10 +44,23 @@ struct Walk<'a> {
     /// Of these, what the stored map needs.
     in_map: BTreeSet<Place>,
     pages: BTreeMap<PageId, Located>,
-    /// Blocks of each segment that the map and its table take.
+    /// Blocks of each segment that the maps of all versions and their table take.
     mapped: Vec<u32>,
+    /// Nodes of the live maps, and blocks of the table.
     nodes: u64,
+    /// Blocks that only the maps of snapshots have.
+    pinned: u64,
     position: LogPosition,
+}
+
+/// A map as the table has it, and the containers as whose its blocks may be sealed as well.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Map {
+    container: ContainerId,
+    levels: u32,
+    root: Located,
+    pages: u64,
+    origins: Vec<u32>,
 }
 
 /// Holds an open store, on which nothing has been written since it was opened, against the bytes on its disk.
@@ -129,7 +142,9 @@ pub(super) fn audit(store: &Store, medium: &CrashMedium) -> Result<(), String> {
     let mut live: u64 = walk.mapped.iter().map(|&blocks| u64::from(blocks)).sum();
     let mut layer = vec![0u32; segments];
     for (id, at) in &walk.pages {
-        if !matches!(walk.needed.get(&at.place), Some(Entry::Image(found)) if found == id) {
+        // What a branch has taken over is there as its origin's.
+        if !matches!(walk.needed.get(&at.place), Some(Entry::Image(found)) if found.page == id.page)
+        {
             return Err(format!("{id} at {at:?} is not counted"));
         }
     }
@@ -151,19 +166,26 @@ pub(super) fn audit(store: &Store, medium: &CrashMedium) -> Result<(), String> {
     drop(state);
     let verified = store.verify_map().map_err(|error| error.to_string())?;
     let b = verified.blocks;
-    let table_and_nodes = walk.nodes;
-    if (b.whole, b.free, b.pending, b.images, b.map)
-        != (disk.len / BLOCK as u64, free, pending, walk.pages.len() as u64, table_and_nodes)
+    let images = walk.pages.values().map(|at| at.place).collect::<BTreeSet<_>>().len() as u64;
+    let (nodes, pinned) = (walk.nodes, walk.pinned);
+    if (b.whole, b.free, b.pending, b.images, b.map, b.pinned)
+        != (disk.len / BLOCK as u64, free, pending, images, nodes, pinned)
     {
         return Err(format!(
-            "verification finds {b:?}, the walk {free} free, {pending} pending, {} images, {table_and_nodes} of the map",
-            walk.pages.len()
+            "verification finds {b:?}, the walk {free} free, {pending} pending, {images} images, {nodes} of the map, \
+             {pinned} of snapshots"
+        ));
+    }
+    if newest.pinned != pinned {
+        return Err(format!(
+            "snapshots alone have {pinned} blocks, the root says {}",
+            newest.pinned
         ));
     }
     Ok(())
 }
 
-/// What each block is that a root leads to, without its snapshots.
+/// What each block is that a root leads to.
 pub(super) fn needed(store: &Store, medium: &CrashMedium) -> Result<Vec<(Place, Entry)>, String> {
     let (blocks, len) = medium.seen();
     let disk = Disk { blocks, len, whole: RefCell::default() };
@@ -188,6 +210,7 @@ impl<'a> Walk<'a> {
             pages: BTreeMap::new(),
             mapped: Vec::new(),
             nodes: 0,
+            pinned: 0,
             position: root.position,
         };
         walk.map(root)?;
@@ -200,13 +223,21 @@ impl<'a> Walk<'a> {
         self.disk.block(place).ok_or_else(|| format!("{place:?} lies beyond the file"))
     }
 
-    fn sealed(&self, entry: Entry, at: Located) -> Result<&'a [u8; BLOCK], String> {
+    /// The block, if it is sealed as `entry`, or as the same of one of `origins`.
+    fn sealed(
+        &self,
+        entry: Entry,
+        origins: &[u32],
+        at: Located,
+    ) -> Result<&'a [u8; BLOCK], String> {
         let block = self.block(at.place)?;
         let key = (entry.id(), at.place, at.checksum);
         if self.disk.whole.borrow().contains(&key) {
             return Ok(block);
         }
-        if Sealer::new(self.store_id).block(entry, block) != at.checksum {
+        let as_origin = |&origin: &u32| entry.of_container(ContainerId(origin));
+        let mut entries = std::iter::once(entry).chain(origins.iter().map(as_origin));
+        if !entries.any(|entry| Sealer::new(self.store_id).block(entry, block) == at.checksum) {
             return Err(format!("{entry:?} at {:?} is not as it was written", at.place));
         }
         self.disk.whole.borrow_mut().insert(key);
@@ -220,15 +251,31 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Needs a block of the map.
-    fn map_block(&mut self, place: Place, entry: Entry) -> Result<(), String> {
+    /// Needs a block of some version's map; whether no version before had it.
+    fn map_block(&mut self, place: Place, entry: Entry, live: bool) -> Result<bool, String> {
+        if let Some(&other) = self.needed.get(&place) {
+            // Branches have blocks of their origins, under the names of their own.
+            let same = match (other, entry) {
+                (Entry::Image(one), Entry::Image(other)) => one.page == other.page,
+                (Entry::Node(one), Entry::Node(other)) => {
+                    (one.level, one.index) == (other.level, other.index)
+                }
+                _ => false,
+            };
+            return match same {
+                true => Ok(false),
+                false => Err(format!("{place:?} is both {other:?} and {entry:?}")),
+            };
+        }
         let segment = self.layout.segment(place).ok_or("a part of the map lies in the header")?;
         let segment = segment as usize;
         if self.mapped.len() <= segment {
             self.mapped.resize(segment + 1, 0);
         }
         self.mapped[segment] += 1;
-        self.need(place, entry)
+        self.pinned += u64::from(!live);
+        self.needed.insert(place, entry);
+        Ok(true)
     }
 
     fn padded(&self, segments: usize) -> Vec<u32> {
@@ -246,7 +293,9 @@ impl<'a> Walk<'a> {
                 let place = extent.place.plus(i);
                 let block = self.block(place)?;
                 checksums.push(Sealer::new(self.store_id).block(Entry::Table(index), block));
-                self.map_block(place, Entry::Table(index))?;
+                if !self.map_block(place, Entry::Table(index), true)? {
+                    return Err(format!("{place:?} is in the table twice"));
+                }
                 self.nodes += 1;
                 table.extend_from_slice(block);
                 index += 1;
@@ -256,24 +305,33 @@ impl<'a> Walk<'a> {
             }
         }
         let (containers, segments) = (root.containers as usize, root.segments as usize);
-        let (trees, counts) = table.split_at(containers * TABLE_CONTAINER_BYTES);
-        for row in trees.chunks(TABLE_CONTAINER_BYTES) {
-            let container = ContainerId(get_u32(row, 0));
-            let at = Located { place: Place(get_u64(row, 8)), checksum: get_u64(row, 16) };
-            let level = get_u32(row, 4) as u8 - 1;
-            let before = self.pages.len();
-            self.node(NodeId { container, level, index: 0 }, at)?;
-            let found = (self.pages.len() - before) as u64;
-            if found != get_u64(row, 24) {
+        let (trees, rest) = table.split_at(containers * TABLE_CONTAINER_BYTES);
+        let (counts, versions) = rest.split_at(segments * TABLE_SEGMENT_BYTES);
+        let mut live: Vec<Map> = trees
+            .chunks(TABLE_CONTAINER_BYTES)
+            .map(|row| Map {
+                container: ContainerId(get_u32(row, 0)),
+                levels: get_u32(row, 4),
+                root: Located { place: Place(get_u64(row, 8)), checksum: get_u64(row, 16) },
+                pages: get_u64(row, 24),
+                origins: Vec::new(),
+            })
+            .collect();
+        let snapshots = match &versions[..root.versions as usize] {
+            [] => Vec::new(),
+            bytes => snapshots(bytes, &mut live),
+        };
+        for map in &live {
+            let found = self.node(map, map.top(), map.root, true)?;
+            if found != map.pages {
+                let (container, says) = (map.container, map.pages);
                 return Err(format!(
-                    "container {container} has {found} pages, the table says {}",
-                    get_u64(row, 24)
+                    "container {container} has {found} pages, the table says {says}"
                 ));
             }
         }
-        if root.versions != 0 {
-            // Of what snapshots hold this walk knows nothing.
-            return Ok(());
+        for map in snapshots.iter().flatten() {
+            self.node(map, map.top(), map.root, false)?;
         }
         // What the table itself says of each segment must be so: the next opening believes it.
         let says: Vec<u32> =
@@ -291,10 +349,15 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn node(&mut self, id: NodeId, at: Located) -> Result<(), String> {
-        let block = self.sealed(Entry::Node(id), at)?;
-        self.map_block(at.place, Entry::Node(id))?;
-        self.nodes += 1;
+    /// Goes through a node and what lies below; how many pages that is. Of snapshots only what was not met before.
+    fn node(&mut self, map: &Map, id: NodeId, at: Located, live: bool) -> Result<u64, String> {
+        let block = self.sealed(Entry::Node(id), &map.origins, at)?;
+        let new = self.map_block(at.place, Entry::Node(id), live)?;
+        if !new && !live {
+            return Ok(0);
+        }
+        self.nodes += u64::from(new && live);
+        let mut pages = 0;
         for slot in 0..BLOCK / 16 {
             let below = Located {
                 place: Place(get_u64(block, slot * 16)),
@@ -305,22 +368,29 @@ impl<'a> Walk<'a> {
             }
             if id.level > 0 {
                 let index = id.index << 8 | slot as u32;
-                self.node(NodeId { level: id.level - 1, index, ..id }, below)?;
+                let id = NodeId { level: id.level - 1, index, ..id };
+                pages += self.node(map, id, below, live)?;
                 continue;
             }
             let page = PageNo(u64::from(id.index) << 8 | slot as u64);
             let page = PageId { container: id.container, page };
-            self.sealed(Entry::Image(page), below)?;
-            self.map_block(below.place, Entry::Image(page))?;
-            self.pages.insert(page, below);
+            self.sealed(Entry::Image(page), &map.origins, below)?;
+            self.map_block(below.place, Entry::Image(page), live)?;
+            if live {
+                self.pages.insert(page, below);
+            }
+            pages += 1;
         }
-        Ok(())
+        Ok(pages)
     }
 
-    /// Follows the records; a last one that was not finished is none.
+    /// Follows the records up to the first that was not finished.
     fn chain(&mut self) -> Result<(), String> {
         let mut at = self.position;
         let mut open: Vec<(Place, Chunk)> = Vec::new();
+        let mut records = Vec::new();
+        // The last stabilisation of which a later chunk tells that it was flushed.
+        let mut flushed = 0;
         while let Some((chunk, checksum)) = self.next(&at, open.len()) {
             let place = at.place;
             (at.place, at.next_segment) =
@@ -328,23 +398,26 @@ impl<'a> Walk<'a> {
             at.serial += 1;
             at.chain = checksum;
             at.time = chunk.time;
-            let ends = chunk.last || chunk.kind == ChunkKind::Commit;
-            let light = chunk.last;
+            let before_its_group = chunk.sequence - 1 - u64::from(chunk.group);
+            let is_commit = chunk.kind == ChunkKind::Commit;
+            flushed = flushed.max(if is_commit { chunk.sequence } else { before_its_group });
+            let ends = chunk.last || is_commit;
             open.push((place, chunk));
-            if !ends {
-                continue;
+            if ends {
+                at.sequence += 1;
+                records.push((std::mem::take(&mut open), at));
             }
-            at.sequence += 1;
-            let is_last = self.next(&at, 0).is_none();
-            if light && is_last && !self.is_whole(&open) {
+        }
+        for (record, behind) in records {
+            if behind.sequence > flushed && !self.is_whole(&record) {
                 break;
             }
-            for (place, chunk) in std::mem::take(&mut open) {
+            for (place, chunk) in record {
                 for (entry, located) in chunk.located(place) {
                     self.enter(entry, located)?;
                 }
             }
-            self.position = at;
+            self.position = behind;
         }
         Ok(())
     }
@@ -365,14 +438,14 @@ impl<'a> Walk<'a> {
     fn is_whole(&self, record: &[(Place, Chunk)]) -> bool {
         record.iter().all(|(place, chunk)| {
             let mut images = chunk.located(*place).filter(|(entry, _)| entry.has_payload());
-            images.all(|(entry, at)| self.sealed(entry, at).is_ok())
+            images.all(|(entry, at)| self.sealed(entry, &[], at).is_ok())
         })
     }
 
     fn enter(&mut self, entry: Entry, at: Located) -> Result<(), String> {
         match entry {
             Entry::Image(id) => {
-                self.sealed(entry, at)?;
+                self.sealed(entry, &[], at)?;
                 self.forget(id);
                 self.need(at.place, entry)?;
                 self.pages.insert(id, at);
@@ -398,4 +471,53 @@ impl<'a> Walk<'a> {
             self.needed.remove(&at.place);
         }
     }
+}
+
+impl Map {
+    fn top(&self) -> NodeId {
+        NodeId { container: self.container, level: self.levels as u8 - 1, index: 0 }
+    }
+}
+
+/// The third part of the table: the maps of each snapshot; and the origins of live branches, which are filled in.
+fn snapshots(bytes: &[u8], live: &mut [Map]) -> Vec<Vec<Map>> {
+    let mut at = 0;
+    let mut take_u32 = || {
+        at += 4;
+        get_u32(bytes, at - 4)
+    };
+    let (count, branches) = (take_u32(), take_u32());
+    let [_, _] = [take_u32(), take_u32()];
+    for _ in 0..branches {
+        let (container, origins) = (ContainerId(take_u32()), take_u32());
+        let origins: Vec<u32> = (0..origins).map(|_| take_u32()).collect();
+        for map in live.iter_mut().filter(|map| map.container == container) {
+            map.origins.clone_from(&origins);
+        }
+    }
+    let mut maps: BTreeMap<ContainerId, Map> = BTreeMap::new();
+    let mut all = Vec::new();
+    for _ in 0..count {
+        // Number, parent, time and stabilisation say nothing of blocks.
+        for _ in 0..8 {
+            take_u32();
+        }
+        let (name, gone, changed) = (take_u32(), take_u32(), take_u32());
+        for _ in 0..name.div_ceil(4) {
+            take_u32();
+        }
+        for _ in 0..gone {
+            maps.remove(&ContainerId(take_u32()));
+        }
+        for _ in 0..changed {
+            let (container, levels) = (ContainerId(take_u32()), take_u32());
+            let mut take_u64 = || u64::from(take_u32()) | u64::from(take_u32()) << 32;
+            let root = Located { place: Place(take_u64()), checksum: take_u64() };
+            let pages = take_u64();
+            let origins = (0..take_u32()).map(|_| take_u32()).collect();
+            maps.insert(container, Map { container, levels, root, pages, origins });
+        }
+        all.push(maps.values().cloned().collect());
+    }
+    all
 }

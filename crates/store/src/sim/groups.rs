@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
+use super::audit::audit;
 use super::{CrashMedium, Fault, SplitMix};
 use crate::batch::Batch;
 use crate::directory::CreateOptions;
@@ -111,9 +112,10 @@ impl Life {
         self.medium.fail_at(calls, fault);
         let mut steps = 0;
         while !self.medium.is_crashed() {
-            match self.random.below(12) {
+            match self.random.below(13) {
                 0 => drop(self.store().checkpoint()),
                 1 => drop(self.store().maintain()),
+                2 => drop(self.store().clean_step(&mut self.store().keeper())),
                 _ => self.commit()?,
             }
             steps += 1;
@@ -226,6 +228,7 @@ impl Life {
                 }
             }
         }
+        audit(&store, &self.medium).map_err(|error| format!("after recovery: {error}"))?;
         let verified = store.verify(&mut |_| {}).map_err(|error| format!("verifying: {error}"))?;
         if verified.damages.len() > 1 || !verified.miscounted.is_empty() {
             return Err(format!("after recovery: {verified:?}"));

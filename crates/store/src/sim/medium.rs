@@ -2,8 +2,8 @@
 //! what is stored on it. Read [`CrashMedium`] first, then [`Fault`].
 //!
 //! It keeps what is durable apart from what has been written since the last flush, in sectors of 512 bytes.
-//! At a crash any of the unflushed sectors may be there, whole or not at all, in any combination, and the length may
-//! be any that the file has had since then, apart from what is in it.
+//! At a crash any of the unflushed sectors may be there, whole or not at all, in any combination; of one that was written
+//! several times, any of what it was. The length may be any that the file has had since then, apart from what is in it.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -298,14 +298,15 @@ impl Inner {
         while !rest.is_empty() {
             let (block, start) = (at / BLOCK as u64, (at % BLOCK as u64) as usize);
             let (these, others) = rest.split_at(rest.len().min(BLOCK - start));
+            let first = start / SECTOR;
+            let bits = (0xFFu32 >> (SECTORS_PER_BLOCK as usize - these.len() / SECTOR)) << first;
+            self.write_back(block, bits as u8);
             match these.first_chunk() {
                 Some(whole) => self.seen.set_block(block, whole),
                 None => {
                     self.seen.block_mut(block)[start..start + these.len()].copy_from_slice(these)
                 }
             }
-            let first = start / SECTOR;
-            let bits = (0xFFu32 >> (SECTORS_PER_BLOCK as usize - these.len() / SECTOR)) << first;
             let unflushed = self.unflushed.entry(block).or_default();
             unflushed.written |= bits as u8;
             unflushed.lost &= !(bits as u8);
@@ -313,6 +314,18 @@ impl Inner {
             at += these.len() as u64;
         }
         self.len = self.len.max(offset + bytes.len() as u64);
+    }
+
+    /// What is about to be written over without having been flushed may have reached the disk meanwhile.
+    fn write_back(&mut self, block: u64, bits: u8) {
+        let Some(unflushed) = self.unflushed.get(&block).copied() else { return };
+        let waiting = unflushed.written & !unflushed.lost & bits;
+        for bit in (0..SECTORS_PER_BLOCK).filter(|bit| waiting >> bit & 1 == 1) {
+            if self.random.below(2) == 0 {
+                let sector = block * SECTORS_PER_BLOCK + bit;
+                *self.durable.sector_mut(sector) = *self.seen.sector(sector);
+            }
+        }
     }
 
     fn put_in_part(&mut self, offset: u64, bytes: &[u8]) {
@@ -518,6 +531,21 @@ mod tests {
             lengths[(medium.len().unwrap() / BLOCK as u64) as usize - 2] += 1;
         }
         assert!(torn > 50 && lengths.iter().all(|&l| l > 50), "{torn} torn, lengths {lengths:?}");
+    }
+
+    #[test]
+    fn what_was_written_over_may_be_there_still() {
+        let mut found = std::collections::BTreeSet::new();
+        for seed in 0..200 {
+            let medium = CrashMedium::new(seed);
+            put(&medium, 0, 1);
+            medium.sync().unwrap();
+            put(&medium, 0, 2);
+            put(&medium, 0, 3);
+            medium.restart();
+            found.extend(sectors(&medium, 0));
+        }
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
+use super::audit::audit;
 use super::{CrashMedium, Fault, SplitMix};
 use crate::directory::CreateOptions;
 use crate::format::{BLOCK, ROOTS};
@@ -290,9 +291,14 @@ impl Life {
     }
 
     fn clean(&mut self) {
-        let wanted = 1 + self.random.below(4) as usize;
+        let wanted = self.random.below(5) as usize;
         let store = self.store.as_ref().expect("the store is open");
-        let cleaned = store.clean(&mut store.keeper(), wanted);
+        let mut keeper = store.keeper();
+        let cleaned = match wanted {
+            0 => store.clean_step(&mut keeper).map(Option::unwrap_or_default),
+            _ => store.clean(&mut keeper, wanted),
+        };
+        drop(keeper);
         match cleaned {
             Ok(moved) if !self.acknowledged.snapshots.is_empty() => self.lived.moved += moved,
             Ok(_) => {}
@@ -373,6 +379,7 @@ impl Life {
             }
             self.lived.under_way += 1;
         }
+        audit(&store, &self.medium).map_err(|error| format!("after recovery: {error}"))?;
         let pinned = check_blocks(&store, &found)?;
         self.lived.pinned += pinned;
         // What has been shown must stay.

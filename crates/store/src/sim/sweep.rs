@@ -27,15 +27,7 @@ const TOLD: [Fault; 4] = [Fault::Crash, Fault::Eio, Fault::NoSpace, Fault::Losin
 pub fn sweep(seed: u64, steps: u64) -> Result<Swept, String> {
     let mut swept = Swept::default();
     for fault in TOLD {
-        for call in 1.. {
-            let mut life = Life::new(seed)?;
-            if !fails_at(&mut life, call, fault, steps).map_err(told(fault, call))? {
-                break;
-            }
-            let again = life.recover().and_then(|()| life.work()).and_then(|()| life.recover());
-            again.map_err(told(fault, call))?;
-            swept.faults += 1;
-        }
+        swept.faults += each_call(fault, steps, || Life::new(seed))?;
     }
     for call in (1..).step_by(7) {
         for second in 1.. {
@@ -53,6 +45,32 @@ pub fn sweep(seed: u64, steps: u64) -> Result<Swept, String> {
         }
     }
     Ok(swept)
+}
+
+/// Lives a life that is mostly about cleaning, `steps` long, with a crash at each call in turn.
+///
+/// # Errors
+/// As for [`sweep`].
+pub fn sweep_cleaning(seed: u64, steps: u64) -> Result<Swept, String> {
+    let faults = each_call(Fault::Crash, steps, || Life::of_cleaning(seed))?;
+    Ok(Swept { faults, crashes_again: 0 })
+}
+
+/// Lives a life with this fault at its first call, its second, and so on; how many there were.
+fn each_call(
+    fault: Fault,
+    steps: u64,
+    new: impl Fn() -> Result<Life, String>,
+) -> Result<u64, String> {
+    for call in 1.. {
+        let mut life = new()?;
+        if !fails_at(&mut life, call, fault, steps).map_err(told(fault, call))? {
+            return Ok(call - 1);
+        }
+        let again = life.recover().and_then(|()| life.work()).and_then(|()| life.recover());
+        again.map_err(told(fault, call))?;
+    }
+    unreachable!("calls are counted until there are no more")
 }
 
 fn told(fault: Fault, call: u64) -> impl Fn(String) -> String {

@@ -1,6 +1,6 @@
 //! A store tortured on a [`CrashMedium`]: random stabilisations, upkeep, failures, crashes (in recovery too), rot,
 //! against a model that is a map of numbers. The oracle: after each crash exactly the last acknowledged state,
-//! or the one under way. Read [`life`] first.
+//! or the one under way. Read [`life`] first; [`cleaning_life`] is mostly about what happens between the steps of cleaning.
 
 use std::fmt;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ pub struct Lived {
 impl Lived {
     /// All counts, with what they count.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 12] {
+    pub fn counts(&self) -> [(&'static str, u64); 14] {
         [
             ("crashes", self.crashes),
             ("crashes in recovery", self.crashes_in_recovery),
@@ -64,6 +64,8 @@ impl Lived {
             ("failed stabilisations", self.failed),
             ("of all these written ahead", self.streams),
             ("blocks moved by cleaning", self.moved),
+            ("pages put in order", self.tidied),
+            ("times the file was made shorter", self.cut),
             ("recoveries to the state under way", self.under_way),
             ("recoveries from the older root", self.fell_back),
             ("copies with rot", self.rotten),
@@ -106,7 +108,19 @@ impl fmt::Display for Lived {
 /// # Errors
 /// The promise that was broken, in words.
 pub fn life(seed: u64, crashes: u64) -> Result<Lived, String> {
-    let mut life = Life::new(seed)?;
+    live(Life::new(seed)?, crashes)
+}
+
+/// The same with few pages that often become zero, and single steps of cleaning in between: what one step has found
+/// is soon no longer so.
+///
+/// # Errors
+/// As for [`life`].
+pub fn cleaning_life(seed: u64, crashes: u64) -> Result<Lived, String> {
+    live(Life::of_cleaning(seed)?, crashes)
+}
+
+fn live(mut life: Life, crashes: u64) -> Result<Lived, String> {
     for _ in 0..crashes {
         life.until_crash()?;
         life.recover()?;
@@ -131,6 +145,8 @@ pub(super) struct Life {
     fresh: bool,
     /// Whether the last recovery could use one root only.
     one_root: bool,
+    /// Whether it is mostly about cleaning.
+    cleaning: bool,
     pub(super) lived: Lived,
 }
 
@@ -138,8 +154,25 @@ impl Life {
     pub(super) fn new(seed: u64) -> Result<Self, String> {
         let mut random = SplitMix(seed);
         let medium = CrashMedium::new(random.next_u64());
+        let segment_blocks = [8, 12, 16, 32][random.below(4) as usize];
+        Life::with(seed, random, medium, segment_blocks)
+    }
+
+    pub(super) fn of_cleaning(seed: u64) -> Result<Self, String> {
+        let mut random = SplitMix(seed);
+        let medium = CrashMedium::new(random.next_u64());
+        let segment_blocks = [8, 12][random.below(2) as usize];
+        Ok(Life { cleaning: true, ..Life::with(seed, random, medium, segment_blocks)? })
+    }
+
+    fn with(
+        seed: u64,
+        random: SplitMix,
+        medium: CrashMedium,
+        segment_blocks: u32,
+    ) -> Result<Self, String> {
         let options = CreateOptions {
-            segment_blocks: Some([8, 12, 16, 32][random.below(4) as usize]),
+            segment_blocks: Some(segment_blocks),
             store_id: Some(u128::from(seed) << 64 | 0x57EAD),
             base_window: Some(0),
             created: Some(0),
@@ -157,6 +190,7 @@ impl Life {
             next_number: 1,
             fresh: false,
             one_root: false,
+            cleaning: false,
             lived: Lived::default(),
         })
     }
@@ -173,7 +207,8 @@ impl Life {
     /// Works until the machine stops, which it does soon.
     fn until_crash(&mut self) -> Result<(), String> {
         // Behind a recovery from one root alone the next crash comes soon.
-        let calls = 1 + self.random.below(if self.one_root { 30 } else { 120 });
+        let most = if self.cleaning { 500 } else { 120 };
+        let calls = 1 + self.random.below(if self.one_root { 30 } else { most });
         let failing = self.random.below(3) == 0;
         if failing {
             let fault =
@@ -212,13 +247,24 @@ impl Life {
 
     /// Does one thing that changes the disk.
     pub(super) fn work(&mut self) -> Result<(), String> {
-        match self.random.below(20) {
+        if self.cleaning {
+            match self.random.below(24) {
+                0..12 => self.commit()?,
+                12..20 => self.fresh &= self.store().checkpoint().is_ok(),
+                20 => self.tidy(),
+                21 => self.clean(),
+                _ => self.clean_a_step(),
+            }
+            return Ok(());
+        }
+        match self.random.below(24) {
             0..12 => self.commit()?,
             // A failure may have left one root torn.
             12..14 => self.fresh &= self.store().checkpoint().is_ok(),
             14 => self.fresh &= self.store().maintain().is_ok(),
             17 | 18 => self.shrink(),
             19 => self.tidy(),
+            20.. => self.clean_a_step(),
             _ => self.clean(),
         }
         Ok(())
@@ -237,6 +283,7 @@ impl Life {
             self.admitted.last().unwrap_or(&self.acknowledged).clone()
         };
         let pages = match self.random.below(4) {
+            _ if self.cleaning => 1 + self.random.below(5),
             0 => 1,
             1 => 1 + self.random.below(5),
             2 => 1 + self.random.below(20),
@@ -261,12 +308,13 @@ impl Life {
                 self.lived.streams += u64::from(stream.is_some());
             }
             let page = match self.random.below(8) {
+                _ if self.cleaning => self.random.below(6),
                 0 => self.random.below(1000) * 777,
                 _ => self.random.below(40),
             };
             let id =
                 PageId { container: ContainerId(self.random.below(3) as u32), page: PageNo(page) };
-            if self.random.below(8) == 0 {
+            if self.random.below(if self.cleaning { 3 } else { 8 }) == 0 {
                 batch.zero(id);
                 model.remove(&id);
             } else {
@@ -327,6 +375,16 @@ impl Life {
         let cleaned = store.clean(&mut store.keeper(), wanted);
         match cleaned {
             Ok(moved) => self.lived.moved += moved,
+            Err(_) => self.fresh = false,
+        }
+    }
+
+    /// One step of cleaning, which may read a segment and leave what it found there for later.
+    fn clean_a_step(&mut self) {
+        let store = self.store.as_ref().expect("the store is open");
+        let cleaned = store.clean_step(&mut store.keeper());
+        match cleaned {
+            Ok(moved) => self.lived.moved += moved.unwrap_or_default(),
             Err(_) => self.fresh = false,
         }
     }
@@ -592,6 +650,7 @@ impl Life {
                 next_number: self.next_number,
                 fresh: false,
                 one_root: false,
+                cleaning: self.cleaning,
                 lived: Lived::default(),
             },
             Err(OpenError::Damaged { .. } | OpenError::NotAStore { .. }) if at_opening => {
