@@ -197,20 +197,6 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
         return Err(read_error(first_error.expect("no root was loaded, so one failed")));
     };
     let fell_back = roots.len() < 2 || root.generation != newest.generation;
-    if newest.position.epoch > root.position.epoch {
-        // Nothing is stabilised in an epoch that only one root names. If something has been, the other root has been lost
-        // too, and this one leads to an older state.
-        let mut block = vec![0; BLOCK];
-        let first = disk.read(newest.position.place.offset(), &mut block).ok();
-        let first = first.and_then(|()| Chunk::decode(&block, store_id));
-        let begun = |(chunk, _): (Chunk, u64)| {
-            chunk.kind != ChunkKind::Cold && chunk.epoch == newest.position.epoch
-        };
-        if first.is_some_and(begun) {
-            return Err(read_error(first_error.expect("the newest root was not loaded")));
-        }
-    }
-
     let mut replay =
         Replay::new(&disk, layout, store_id, space, root.position, hold.reading().is_some());
     replay.run().map_err(read_error)?;
