@@ -138,6 +138,7 @@ pub(super) struct Life {
     acknowledged: Model,
     /// What was acknowledged before that.
     before: Model,
+    before_that: Model,
     /// What attempts that failed since would have made of it.
     admitted: Vec<Model>,
     next_number: u64,
@@ -186,6 +187,7 @@ impl Life {
             store: Some(store),
             acknowledged: Model::new(),
             before: Model::new(),
+            before_that: Model::new(),
             admitted: Vec::new(),
             next_number: 1,
             fresh: false,
@@ -352,7 +354,8 @@ impl Life {
             Ok(committed) => {
                 if committed.bytes_written > 0 {
                     self.lived.committed += 1;
-                    self.before = std::mem::replace(&mut self.acknowledged, model);
+                    let before = std::mem::replace(&mut self.acknowledged, model);
+                    self.before_that = std::mem::replace(&mut self.before, before);
                 } else if model != self.acknowledged {
                     return Err("a stabilisation that changes something wrote nothing".into());
                 }
@@ -624,7 +627,8 @@ impl Life {
     }
 
     /// A read or a write that does something else than it says: right bytes or an error from then on, and a state
-    /// that was acknowledged; the last write of all, if it left nothing, may be missing without a word.
+    /// that was acknowledged; the last write of all, if it left nothing where it belongs, may be missing without a word,
+    /// and the one before it, if that was written over by it.
     fn check_silent(&mut self) -> Result<(), String> {
         if !self.fresh || self.medium.is_crashed() {
             return Ok(());
@@ -646,6 +650,7 @@ impl Life {
                 store: Some(store),
                 acknowledged: self.acknowledged.clone(),
                 before: self.before.clone(),
+                before_that: self.before_that.clone(),
                 admitted: Vec::new(),
                 next_number: self.next_number,
                 fresh: false,
@@ -678,7 +683,10 @@ impl Life {
             }
         }
         let mut wrong = Vec::new();
-        for want in [&life.acknowledged, &life.before].into_iter().chain(&life.admitted) {
+        // The last record of all may have been put over the one before it.
+        let two = (fault == Fault::Astray).then_some(&life.before_that);
+        let states = [&life.acknowledged, &life.before].into_iter().chain(two);
+        for want in states.chain(&life.admitted) {
             match agrees_but_for_damage(life.store(), want) {
                 Ok(withheld) => {
                     self.lived.silent_noticed += u64::from(noticed || withheld);
