@@ -93,6 +93,13 @@ fn states_are_named_used_and_forgotten() {
     let bank = bank_of(&store);
     well(&["snapshot", "list", dir]);
     refused(&["snapshot", "take", dir, "now"], 3, "in_use", "is in use by process");
+    // Who has it open can do it.
+    refused(
+        &["snapshot", "drop", dir, "monday"],
+        3,
+        "in_use",
+        "that it has open itself (`Store::snapshot`)",
+    );
     drop(bank);
     store.remove("bank").unwrap();
     drop(store);

@@ -1,6 +1,7 @@
 //! Who has a block that is damaged: the live state, some snapshots, or nobody whose state would be lost with it. That
 //! decides what is to be done about it. Nothing is read here but the maps on the way. Read [`Store::holders`] first.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use stead_model::ContainerId;
@@ -59,8 +60,11 @@ impl Store {
         views
             .extend(self.snapshots().iter().filter_map(|info| self.view_snapshot(&info.name).ok()));
         // Versions of a map, and branches of it, share blocks.
-        let family = views.iter().find_map(|view| Some(view.map_of(container).0?.family()));
-        let family = family.unwrap_or(container);
+        let family = {
+            let state = self.state();
+            let tree = views.iter().find_map(|view| view.trees(&state).get(&container));
+            tree.map_or(container, |tree| tree.family())
+        };
         let mut holders = Holders::default();
         for view in &views {
             for of in self.family_in(view, family, container) {
@@ -79,18 +83,17 @@ impl Store {
         holders
     }
 
-    /// The containers of a state that may have a block of this family, or whatever is named.
+    /// The containers of a state that may have a block of this family, and the one that is named: of that there may be
+    /// nothing but what has been stored since the last root.
     fn family_in(
         &self,
         view: &View<'_>,
         family: ContainerId,
         named: ContainerId,
-    ) -> Vec<ContainerId> {
-        let is_member = |container: ContainerId| {
-            container == named
-                || view.map_of(container).0.is_some_and(|tree| tree.family() == family)
-        };
-        view.containers().into_iter().filter(|&container| is_member(container)).collect()
+    ) -> BTreeSet<ContainerId> {
+        let state = self.state();
+        let trees = view.trees(&state).iter().filter(|(_, tree)| tree.family() == family);
+        trees.map(|(&container, _)| container).chain([named]).collect()
     }
 
     /// Whether the block at `place` is the page of this state, or a part of the map on the way to it.
