@@ -47,6 +47,8 @@ pub struct Plan {
     pub crashes: u32,
     /// Times that a machine is cut off.
     pub cuts: u32,
+    /// Machines that died come back at once, perhaps before anyone has heard that they died.
+    pub returns_soon: bool,
     /// All that happens is printed.
     pub trace: bool,
 }
@@ -70,7 +72,7 @@ impl Plan {
             think_us: rng.u64(1..500),
             disk_us: rng.u64(..3_000),
         };
-        Plan {
+        let mut plan = Plan {
             seed,
             // One seed in three has rounds.
             workload: Workload::ALL[(seed % 12).min(8) as usize],
@@ -83,8 +85,14 @@ impl Plan {
             weather,
             crashes: if bad && sites > 2 { rng.u32(..3) } else { 0 },
             cuts: if bad { rng.u32(..3) } else { 0 },
+            returns_soon: false,
             trace: false,
+        };
+        if plan.crashes > 0 && rng.bool() {
+            plan.returns_soon = true;
+            plan.crashes += rng.u32(..4);
         }
+        plan
     }
 
     /// The configuration that the plan has.
@@ -113,6 +121,7 @@ impl Plan {
         let mut cluster = Cluster::new(self.seed, self.sites, config, around, self.weather);
         cluster.runs = self.workload.asks_runs();
         cluster.trace = self.trace;
+        cluster.returns_soon = self.returns_soon;
         for thread in 0..self.threads * self.sites as usize {
             let program = Program::new(self.workload, thread, self.ops);
             cluster.spawn(thread % self.sites as usize, program);

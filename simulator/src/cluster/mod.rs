@@ -213,6 +213,8 @@ pub struct Cluster {
     pub trace: bool,
     /// Faults ask for runs.
     pub runs: bool,
+    /// Machines that died come back at once.
+    pub returns_soon: bool,
     /// Messages under way.
     pub in_flight: usize,
     /// Threads whose programs are not over.
@@ -297,6 +299,7 @@ impl Cluster {
             log: None,
             trace: false,
             runs: false,
+            returns_soon: false,
             in_flight: 0,
             threads_left: 0,
             sections: Vec::new(),
@@ -437,8 +440,12 @@ impl Cluster {
         self.disturbed_at = self.now;
         self.view = Arc::new(self.view.without(SiteId::new(site as u16)));
         self.announce(20_000);
-        let back = self.now + 200_000 + self.rng.u64(..400_000);
-        self.push(back, Happening::Restarts { site });
+        let after = if self.returns_soon {
+            self.rng.u64(1_000..60_000)
+        } else {
+            200_000 + self.rng.u64(..400_000)
+        };
+        self.push(self.now + after, Happening::Restarts { site });
     }
 
     fn restart(&mut self, i: usize) {
