@@ -4,10 +4,10 @@
 
 use alloc::vec::Vec;
 
+use crate::domain::Phase;
 use crate::effect::{Effect, Outcome};
 use crate::ids::{DomainId, Micros, RoundId, SiteId};
 use crate::message::{Message, RoundWord};
-use crate::round::Phase;
 use crate::site::{Site, Turn};
 use crate::site_set::SiteSet;
 use crate::sorted_map::SortedMap;

@@ -22,9 +22,12 @@ macro_rules! planted {
 }
 
 mod config;
+mod domain;
 mod effect;
+mod going_back;
 mod ids;
 mod lead;
+mod locks;
 mod membership;
 mod message;
 mod pages;
@@ -35,6 +38,7 @@ mod site;
 mod site_set;
 mod sorted_map;
 mod table;
+mod taking;
 mod view;
 
 pub use config::{ClusterConfig, Config, Manager, Policy};

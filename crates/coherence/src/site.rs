@@ -1,16 +1,16 @@
 //! The machine at one site: its state, the one entry, and what every part of the protocol uses. The
-//! parts themselves stand in `pages`, `membership` and `round`. Read [`Site`] first.
+//! parts themselves stand in `pages`, `taking`, `locks`, `membership`, `round` and `going_back`. Read [`Site`] first.
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::config::{ClusterConfig, Config, Manager, Policy};
+use crate::domain::{Domain, Phase};
 use crate::effect::{Effect, Effects, Event};
 use crate::ids::{Access, DomainId, Micros, Number, PageKey, RoundId, SiteId, Version};
 use crate::membership::Rebuild;
 use crate::message::{Grant, Message, Request};
-use crate::round::{Domain, Phase};
 use crate::site_set::SiteSet;
 use crate::sorted_map::SortedMap;
 use crate::table::{Page, Table};
