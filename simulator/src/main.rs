@@ -77,7 +77,8 @@ fn main() -> ExitCode {
 }
 
 fn run_protocol(seeds: std::ops::Range<u64>, trace: bool) -> ExitCode {
-    let (mut count, mut steps, mut messages, mut crashes) = (0u64, 0u64, 0u64, 0u64);
+    let (mut count, mut steps, mut messages) = (0u64, 0u64, 0u64);
+    let (mut crashes, mut departures) = (0u64, 0u64);
     let mut rounds = RoundsSeen::default();
     for seed in seeds {
         let run = if trace { protocol::trace } else { protocol::run };
@@ -87,6 +88,7 @@ fn run_protocol(seeds: std::ops::Range<u64>, trace: bool) -> ExitCode {
                 steps += report.steps;
                 messages += report.messages;
                 crashes += u64::from(report.crashes);
+                departures += u64::from(report.departures);
                 rounds += report.rounds;
             }
             Err(what) => {
@@ -98,7 +100,9 @@ fn run_protocol(seeds: std::ops::Range<u64>, trace: bool) -> ExitCode {
             }
         }
     }
-    println!("{count} seeds, {steps} steps, {messages} messages, {crashes} crashes: nothing wrong");
+    println!(
+        "{count} seeds, {steps} steps, {messages} messages, {crashes} crashes, {departures} left: nothing wrong"
+    );
     println!("{rounds}");
     ExitCode::SUCCESS
 }

@@ -16,6 +16,8 @@ pub struct Report {
     pub steps: u64,
     /// Machines that died and came back.
     pub crashes: u32,
+    /// Machines that left in order.
+    pub departures: u32,
     /// Messages sent.
     pub messages: u64,
     /// What rounds of stabilisation came to.
@@ -49,6 +51,8 @@ pub struct Plan {
     pub cuts: u32,
     /// Machines that died come back at once, perhaps before anyone has heard that they died.
     pub returns_soon: bool,
+    /// Machines that leave in order.
+    pub leaves: u32,
     /// All that happens is printed.
     pub trace: bool,
 }
@@ -86,11 +90,15 @@ impl Plan {
             crashes: if bad && sites > 2 { rng.u32(..3) } else { 0 },
             cuts: if bad { rng.u32(..3) } else { 0 },
             returns_soon: false,
+            leaves: 0,
             trace: false,
         };
         if plan.crashes > 0 && rng.bool() {
             plan.returns_soon = true;
             plan.crashes += rng.u32(..4);
+        }
+        if rng.u8(..4) == 0 {
+            plan.leaves = rng.u32(1..3);
         }
         plan
     }
@@ -171,7 +179,8 @@ pub fn run_plan(plan: &Plan, config: Config) -> Result<Report, String> {
         done.map_err(|what| format!("{what}\n  at step {steps}, {} us, of {plan:?}", cluster.now))?;
     let what = format!("{:?}, {:?}, {:?}", plan.workload, plan.manager, plan.policy);
     let messages = cluster.traffic.waited_for + cluster.traffic.after;
-    Ok(Report { what, steps, crashes, messages, rounds: cluster.rounds_seen })
+    let (departures, rounds) = (cluster.departures, cluster.rounds_seen);
+    Ok(Report { what, steps, crashes, departures, messages, rounds })
 }
 
 const STEPS_MAX: u64 = 400_000;
@@ -187,7 +196,7 @@ struct Run {
 impl Run {
     /// To the end of all programs, and to rest; how many machines died.
     fn all(&mut self, plan: &Plan) -> Result<u32, String> {
-        let (mut crashes, mut cuts) = (0, 0);
+        let (mut crashes, mut cuts, mut leaves) = (0, 0, 0);
         while !(self.cluster.is_over() && self.cluster.is_quiet()) {
             self.step()?;
             // Deaths are wanted most where a round is on.
@@ -195,6 +204,9 @@ impl Run {
             let one_in = if round { 100 } else { 400 };
             if crashes < plan.crashes && self.cluster.rng().u32(..one_in) == 0 {
                 crashes += u32::from(crash_one(&mut self.cluster, &mut self.checkers));
+            }
+            if leaves < plan.leaves && self.cluster.rng().u32(..300) == 0 {
+                leaves += u32::from(leave_one(&mut self.cluster));
             }
             if cuts < plan.cuts && self.cluster.rng().u32(..400) == 0 {
                 cuts += 1;
@@ -262,6 +274,18 @@ impl Run {
         }
         Err(format!("site {site} cannot stabilise"))
     }
+}
+
+/// Lets a machine leave, unless another one is about to or too few would be left.
+fn leave_one(cluster: &mut Cluster) -> bool {
+    let alive: Vec<usize> =
+        (0..cluster.nodes.len()).filter(|i| cluster.nodes[*i].site.is_some()).collect();
+    if alive.len() < 2 || cluster.nodes.iter().any(|node| node.leaving) {
+        return false;
+    }
+    let site = alive[cluster.rng().usize(..alive.len())];
+    cluster.send_away(site);
+    true
 }
 
 /// Kills a machine unless fewer than two would be left.

@@ -50,6 +50,10 @@ pub(crate) struct Domain {
     pub(crate) telling: SiteSet,
     pub(crate) telling_because: Option<SiteId>,
     pub(crate) telling_due: Micros,
+    /// Who has not said yet that its rounds are over: they may move the store under what went back here.
+    pub(crate) unread: SiteSet,
+    /// Who is to hear that this site's rounds are over, and the colour it named.
+    pub(crate) answers: SortedMap<SiteId, u32>,
     /// The colour with which it went back last.
     pub(crate) back_at: u32,
     /// Sites that went back: what they gave with a lower colour is void.
@@ -142,13 +146,20 @@ impl Domain {
         self.doomed || self.go_back.is_some()
     }
 
+    /// Whether no round that this site knows of can still move the store.
+    pub(crate) fn is_settled(&self) -> bool {
+        let member = matches!(self.phase, Phase::Open | Phase::Closing { .. });
+        member && self.lead.as_ref().is_none_or(Lead::is_settled)
+    }
+
     pub(crate) fn next_tick(&self) -> Option<Micros> {
         let member = match self.phase {
             Phase::Open => self.follows.is_some().then_some(self.due),
             Phase::Closing { until, .. } => Some(until),
             Phase::Quiet { .. } | Phase::Keeping { .. } | Phase::Kept { .. } => Some(self.due),
         };
-        let telling = (!self.telling.is_empty()).then_some(self.telling_due);
+        let tells = !self.telling.is_empty() || !self.unread.is_empty();
+        let telling = tells.then_some(self.telling_due);
         let lead = self.lead.as_ref().map(Lead::next_tick);
         member.into_iter().chain(telling).chain(lead).min()
     }
@@ -193,6 +204,11 @@ impl Site {
     /// A program waits for a capture that was asked for before.
     pub(crate) fn capture_again(&mut self, key: PageKey, turn: &mut Turn) {
         self.capture(key, turn);
+    }
+
+    /// Whether the page is in the store, and a round under way may give it other contents there (I20).
+    pub(crate) fn is_unread(&self, key: PageKey, page: &Page) -> bool {
+        page.stored && self.domain_at(key).is_some_and(|d| !d.unread.is_empty())
     }
 
     pub(crate) fn leaving_is_due(&self, key: PageKey) -> bool {

@@ -91,6 +91,10 @@ pub enum Event {
         /// Whether the stable state has moved.
         committed: bool,
     },
+    /// The site is to leave: its programs have ended, their locks are given back. It gives its pages to
+    /// others and has modified ones stabilised; [`Effect::MayLeave`] says that it is done. One site at a
+    /// time.
+    Leave,
     /// The round coordinated here is no longer wanted.
     GiveUp {
         /// The domain.
@@ -227,16 +231,22 @@ pub enum Effect {
         /// The site that died, if it is known.
         with: Option<SiteId>,
     },
-    /// A site died that was home to pages in this view. It may have had some of them alone, and nobody
-    /// else know; and what it said itself by [`Effect::Lost`] is gone with it. So each page whose home
+    /// A site died that was home to pages in this view, or left in order while another one died. It may
+    /// have had some of them alone, or alone known that the dead site had them, and nobody else know; and what it said itself by [`Effect::Lost`] is gone with it. So each page whose home
     /// it was ([`Site::home_in`](crate::Site::home_in)), unless this site had it all the time, may be
     /// again what it was in the last stable state (I21). Said at every site that was in the view,
     /// before [`Effect::Rebuilt`].
     LostHome {
-        /// The site that died.
+        /// The site that is gone.
         site: SiteId,
         /// The last view in which it was a member.
         view: Arc<View>,
+    },
+    /// The site has nothing more that others need: if this view is still the last, the next one may be
+    /// [`View::left_by`] it. If another came first, this is said again.
+    MayLeave {
+        /// The view's number.
+        view: u32,
     },
     /// This site's association has to go back, because it shared modified pages with a site that
     /// died or went back. Let no mutating section begin or go on, undo the open ones, then

@@ -23,13 +23,22 @@ impl Site {
         }
     }
 
+    /// Homes are not whole before rounds have ended, so whatever went back can be read.
+    pub(crate) fn all_rounds_are_over(&mut self) {
+        let mut next = self.domains.key_at(0);
+        while let Some(id) = next {
+            self.domains.entry(id).unread = SiteSet::new();
+            next = self.domains.key_after(id);
+        }
+    }
+
     /// Whoever shared modified pages with a dead site since the last cut goes back with it (I8).
-    pub(crate) fn doom_partners_of(&mut self, gone: &SiteSet, turn: &mut Turn) {
+    pub(crate) fn doom_partners_of(&mut self, dead: &SiteSet, gone: &SiteSet, turn: &mut Turn) {
         let mut next = self.domains.key_at(0);
         while let Some(id) = next {
             let domain = self.domains.entry(id);
-            let dead = gone.iter().find(|s| domain.now.has(*s) || domain.until_quiet.has(*s));
-            if let Some(because) = dead
+            let because = dead.iter().find(|s| domain.now.has(*s) || domain.until_quiet.has(*s));
+            if let Some(because) = because
                 && !domain.doomed
             {
                 domain.doomed = true;
@@ -39,6 +48,16 @@ impl Site {
             domain.now.forget(gone);
             domain.until_quiet.forget(gone);
             next = self.domains.key_after(id);
+        }
+    }
+
+    /// What a page had here is gone: what is left of its section goes too.
+    pub(crate) fn doom(&mut self, key: PageKey, because: SiteId, turn: &mut Turn) {
+        let Some(id) = self.domain_of(key) else { return };
+        let domain = self.domains.entry(id);
+        if !domain.doomed {
+            domain.doomed = true;
+            turn.out.push(Effect::Doomed { domain: id, because });
         }
     }
 
@@ -52,21 +71,53 @@ impl Site {
     ) {
         let domain = self.domains.entry(id);
         let below = domain.void.entry(from);
+        // Said again, it is not about what was shared since.
+        let is_news = *below < colour;
         *below = (*below).max(colour);
         let shared = domain.now.has(from) || domain.until_quiet.has(from);
-        if shared && !domain.doomed {
+        if shared && is_news && !domain.doomed {
             domain.doomed = true;
             turn.out.push(Effect::Doomed { domain: id, because });
         }
-        self.send(from, Message::WentBack { domain: id, colour }, turn);
+        let later = self.domains.entry(id).answers.entry(from);
+        *later = (*later).max(colour);
+        self.answer_who_went_back(id, turn);
     }
 
-    pub(crate) fn heard_to_go_back(&mut self, from: SiteId, id: DomainId, colour: u32) {
+    /// A site that went back hears that the rounds that were under way here are over.
+    pub(crate) fn answer_who_went_back(&mut self, id: DomainId, turn: &mut Turn) {
+        let domain = self.domains.entry(id);
+        if !domain.is_settled() || domain.answers.len() == 0 {
+            return;
+        }
+        let answers = core::mem::take(&mut domain.answers);
+        for (site, colour) in answers.iter() {
+            self.send(site, Message::WentBack { domain: id, colour: *colour }, turn);
+        }
+    }
+
+    pub(crate) fn heard_to_go_back(
+        &mut self,
+        from: SiteId,
+        id: DomainId,
+        colour: u32,
+        turn: &mut Turn,
+    ) {
         let any = planted!(self, ForgetWhichBack);
         let domain = self.domains.entry(id);
         // It may be the answer to what was told before.
-        if colour >= domain.back_at || any {
-            domain.telling.remove(from);
+        if colour < domain.back_at && !any {
+            return;
+        }
+        domain.telling.remove(from);
+        if domain.unread.remove(from) && domain.unread.is_empty() {
+            let mut next = self.busy.key_at(0);
+            while let Some(key) = next {
+                if self.domain_of(key) == Some(id) {
+                    self.pump(key, turn);
+                }
+                next = self.busy.key_after(key);
+            }
         }
     }
 
@@ -76,7 +127,8 @@ impl Site {
         let domain = self.domains.entry(id);
         let Some(because) = domain.telling_because else { return };
         domain.telling_due = again;
-        let (colour, partners) = (domain.colour, domain.telling.clone());
+        let (colour, mut partners) = (domain.back_at, domain.telling.clone());
+        partners.extend(&domain.unread);
         for partner in partners.iter() {
             self.send(partner, Message::GoBack { domain: id, because, colour }, turn);
         }
@@ -108,6 +160,8 @@ impl Site {
                 return;
             }
         }
+        let reads_at_once = planted!(self, ReadBeforeOver);
+        let domain = self.domains.entry(id);
         let links = core::mem::take(&mut domain.now);
         domain.doomed = false;
         domain.void_here.extend(domain.settled..=domain.colour);
@@ -125,6 +179,9 @@ impl Site {
                 domain.telling.insert(site);
             }
         }
+        // A round of others may have what came here from them, and become stable.
+        let others = view.sites().filter(|site| *site != me && !reads_at_once);
+        domain.unread = others.collect();
         self.tell_partners(id, turn);
         turn.out.push(Effect::WentBack { domain: id, because });
         for key in self.modified_pages(id) {

@@ -302,6 +302,7 @@ impl Site {
         self.end_wish(id, Outcome::Stable { round }, turn);
         self.end_if_told(id, turn);
         self.rebuild_goes_on(turn);
+        self.answer_who_went_back(id, turn);
     }
 
     fn end_if_told(&mut self, id: DomainId, turn: &mut Turn) {

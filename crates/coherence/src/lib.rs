@@ -27,6 +27,7 @@ mod effect;
 mod going_back;
 mod ids;
 mod lead;
+mod leaving;
 mod locks;
 mod membership;
 mod message;

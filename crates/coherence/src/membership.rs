@@ -23,6 +23,8 @@ pub(crate) struct Rebuild {
     due: Micros,
     /// Sites that left since homes were last whole.
     gone: SiteSet,
+    /// Of these, those that did not leave in order.
+    dead: SiteSet,
     /// The last view in which homes were whole as far as this site knows; its hints are of that view.
     whole: Option<Arc<View>>,
     /// Views in which homes may have been whole, each with the members that have left since.
@@ -32,10 +34,19 @@ pub(crate) struct Rebuild {
     /// What this site was told as a home.
     told: Vec<(SiteId, Held)>,
     told_by: SiteSet,
-    /// At a home: who has copies of a page that goes back to whoever gave it to a dead site.
-    strays: SortedMap<PageKey, SiteSet>,
+    /// At a home: pages that go back to whoever gave them to a site that is gone.
+    strays: SortedMap<PageKey, Stray>,
     /// At the first site: who is ready.
     ready: SiteSet,
+}
+
+/// A page that goes back to its giver.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Stray {
+    /// Who has copies.
+    copies: SiteSet,
+    /// Nobody has taken it ([`Role::Untaken`]).
+    untaken: bool,
 }
 
 impl Rebuild {
@@ -45,6 +56,7 @@ impl Rebuild {
             begun: !needed,
             due: 0,
             gone: SiteSet::new(),
+            dead: SiteSet::new(),
             whole: None,
             past: Vec::new(),
             unheard: SortedMap::default(),
@@ -82,12 +94,18 @@ impl Site {
             .filter(|m| view.find(m.site) != Some(**m))
             .map(|m| m.site)
             .collect();
+        // Whoever left in order has taken nothing along.
+        let mut dead: SiteSet = gone
+            .iter()
+            .filter(|s| self.view.find(*s).is_none_or(|member| !view.has_left(&member)))
+            .collect();
         let mut past = core::mem::take(&mut self.rebuild.past);
         for (earlier, lacking) in &mut past {
             lacking.extend(&gone.iter().filter(|s| earlier.contains(*s)).collect());
         }
         past.push((self.view.clone(), gone.clone()));
         gone.extend(&self.rebuild.gone);
+        dead.extend(&self.rebuild.dead);
         let whole = match self.rebuild.over {
             true => Some(self.view.clone()),
             false => self.rebuild.whole.take(),
@@ -95,10 +113,12 @@ impl Site {
         let told = core::mem::take(&mut self.rebuild.told);
         self.view = view;
         self.rebuild = Rebuild { whole, past, ..Rebuild::new(true) };
+        self.leave_again(turn);
         self.forget_gone(&gone);
         self.rounds_in_new_view(&gone, turn);
-        let reports = self.reports(&gone, told);
+        let reports = self.reports(&gone, &dead, told);
         self.rebuild.gone = gone;
+        self.rebuild.dead = dead;
         self.rebuild.unheard = reports;
         self.rebuild.begun = true;
         self.rebuild_say(turn);
@@ -142,6 +162,7 @@ impl Site {
     fn reports(
         &mut self,
         gone: &SiteSet,
+        dead: &SiteSet,
         told: Vec<(SiteId, Held)>,
     ) -> SortedMap<SiteId, Vec<Held>> {
         let mut held = Vec::new();
@@ -158,10 +179,10 @@ impl Site {
                     held.push(Held { page: key, version: page.version, role: Role::Owner });
                 }
             } else if let Some(leaving) = busy.get(key).and_then(|b| b.leaving.as_ref()) {
-                let role = if leaving.stranded {
-                    Role::Stranded(leaving.to)
-                } else {
-                    Role::Giving(leaving.to)
+                let role = match leaving.stranded {
+                    true if dead.is_empty() => Role::Untaken(leaving.to),
+                    true => Role::Stranded(leaving.to),
+                    false => Role::Giving(leaving.to),
                 };
                 held.push(Held { page: key, version: leaving.grant.version, role });
             }
@@ -169,16 +190,19 @@ impl Site {
                 // Also if nobody has died: the home may never have read the report of a death, if
                 // this view came before that one's homes were whole (I16).
                 held.push(Held { page: key, version: page.version, role: Role::Reader });
-            } else if !page.own && (gone.contains(page.owner) || self.was_home_of(key, &page)) {
+            }
+            let copy = page.access != Access::None && planted!(self, ForgetReaders);
+            let knew = gone.contains(page.owner) || self.was_home_of(key, &page);
+            if !page.own && knew && !copy {
                 // The home also where the owner lives: it may have been named before it took the
-                // page, and the giver be dead (I21).
+                // page, and the giver be dead (I21). Whoever has a copy too: an earlier giver may
+                // not know that the page was taken and given on.
                 let role = Role::Missing(page.owner);
-                // What was refused is with its giver, who may still be giving it with this version.
-                let version = if page.refused { page.version.before() } else { page.version };
-                held.push(Held { page: key, version, role });
+                held.push(Held { page: key, version: page.version_seen(), role });
             }
         }
         for (key, version) in dropped {
+            held.push(Held { page: key, version, role: Role::Stored });
             // The version stays here too (I13).
             self.table.set(key, &Page { version, ..Page::default() });
         }
@@ -187,10 +211,10 @@ impl Site {
         } else {
             // Whoever told this may know it no longer (I21).
             held.extend(told.into_iter().filter_map(|(site, held)| match held.role {
-                Role::Owner | Role::Giving(_) | Role::Stranded(_) => {
+                Role::Owner | Role::Giving(_) | Role::Stranded(_) | Role::Untaken(_) => {
                     Some(Held { role: Role::Missing(site), ..held })
                 }
-                Role::Missing(_) => Some(held),
+                Role::Missing(_) | Role::Stored => Some(held),
                 Role::Reader => None,
             }));
         }
@@ -290,22 +314,24 @@ impl Site {
         self.rebuild.told_by = SiteSet::new();
         self.rebuild.ready = SiteSet::new();
         let gone = core::mem::take(&mut self.rebuild.gone);
+        let dead = core::mem::take(&mut self.rebuild.dead);
         self.forget_hints();
         told.sort_unstable_by_key(|(site, held)| (held.page, *site, held.role));
         for of_page in told.chunk_by(|a, b| a.1.page == b.1.page) {
             self.restore_home(of_page, &gone, turn);
         }
-        for (view, gone) in core::mem::take(&mut self.rebuild.past) {
-            if planted!(self, HomeUnnamed) {
-                break;
-            }
-            // I21: what a home owned itself, nobody else may know of.
+        let past = core::mem::take(&mut self.rebuild.past);
+        // I21: what a home owned itself, nobody else may know of; and a home that left in order was
+        // perhaps the only one to know what the dead had. If nobody died, nothing is lost (I22).
+        let named = !dead.is_empty() && !planted!(self, HomeUnnamed);
+        for (view, gone) in past.into_iter().filter(|_| named) {
             for site in gone.iter() {
                 turn.out.push(Effect::LostHome { site, view: view.clone() });
             }
         }
         turn.out.push(Effect::Rebuilt { view: self.view.number() });
-        self.doom_partners_of(&gone, turn);
+        self.doom_partners_of(&dead, &gone, turn);
+        self.all_rounds_are_over();
         // Everything unfinished goes on as if its time had come.
         let mut next = self.busy.key_at(0);
         while let Some(key) = next {
@@ -336,8 +362,8 @@ impl Site {
         let fresh = Version::first_of(self.view.number());
         let rank = |role: Role| match role {
             Role::Owner | Role::Giving(_) => Some(1),
-            Role::Stranded(_) => Some(0),
-            Role::Reader | Role::Missing(_) => None,
+            Role::Stranded(_) | Role::Untaken(_) => Some(0),
+            Role::Reader | Role::Missing(_) | Role::Stored => None,
         };
         let held = told
             .iter()
@@ -356,6 +382,16 @@ impl Site {
             !matches!(role, Role::Giving(_)) || missing.is_none_or(|(seen, _)| seen <= *version)
         });
         let missing = missing.map(|(_, site)| site).filter(|site| gone.contains(*site));
+        // Whatever else is said of it is older (I14), and nothing is lost.
+        let is_stored = |held: &Held| held.role == Role::Stored;
+        let stored = told.iter().filter(|(_, held)| is_stored(held)).map(|(_, h)| h.version).max();
+        let is_latest = |stored: Version| {
+            let older = |held: &Held| held.version <= stored && held.role != Role::Owner;
+            told.iter().all(|(_, held)| older(held) || held.version < stored)
+        };
+        if stored.is_some_and(is_latest) && !planted!(self, TakeBackDropped) {
+            return;
+        }
         // I16: a copy that the owner does not count must go before the owner writes.
         let copies: SiteSet = told
             .iter()
@@ -369,14 +405,17 @@ impl Site {
             }
             Some((version, _, _, Role::Giving(to))) => {
                 self.learn_home_entry(key, to, version, turn);
-                self.rebuild.strays.insert(key, copies);
+                self.rebuild.strays.insert(key, Stray { copies, untaken: false });
             }
-            Some((_, _, site, Role::Stranded(to))) => {
-                turn.out.push(Effect::Lost { page: key, with: Some(to) });
+            Some((_, _, site, role @ (Role::Stranded(to) | Role::Untaken(to)))) => {
+                let untaken = role == Role::Untaken(to);
+                if !untaken {
+                    turn.out.push(Effect::Lost { page: key, with: Some(to) });
+                }
                 self.learn_home_entry(key, *site, fresh, turn);
-                self.rebuild.strays.insert(key, copies);
+                self.rebuild.strays.insert(key, Stray { copies, untaken });
             }
-            Some((_, _, _, Role::Reader | Role::Missing(_))) | None => {
+            Some((_, _, _, Role::Reader | Role::Missing(_) | Role::Stored)) | None => {
                 self.adopt(key, missing, copies, turn);
             }
         }
@@ -416,7 +455,7 @@ impl Site {
     ) {
         let page = self.load(key);
         if !page.own && page.owner == from && page.version == version {
-            let copies = self.rebuild.strays.get(key).cloned().unwrap_or_default();
+            let Stray { copies, .. } = self.rebuild.strays.get(key).cloned().unwrap_or_default();
             self.adopt(key, None, copies, turn);
         }
     }
@@ -444,8 +483,9 @@ impl Site {
         let page = self.load(key);
         let here = page.owner == from && page.version == Version::first_of(self.view.number());
         let keep = (here && !page.own).then_some(page.version);
-        let copies = self.rebuild.strays.get(key).cloned().unwrap_or_default();
-        self.send(from, Message::Settle { page: key, version, keep, copies }, turn);
+        let stray = self.rebuild.strays.get(key).cloned().unwrap_or_default();
+        let Stray { copies, untaken } = stray;
+        self.send(from, Message::Settle { page: key, version, keep, copies, untaken }, turn);
     }
 
     pub(crate) fn settle(
@@ -454,6 +494,7 @@ impl Site {
         version: Version,
         keep: Option<Version>,
         strays: &SiteSet,
+        untaken: bool,
         turn: &mut Turn,
     ) {
         let mut page = self.load(key);
@@ -479,7 +520,7 @@ impl Site {
                 // The dead site may have taken the page and its changes may have become stable, so
                 // that the frame kept here is older than the store (I20). It counts only for what
                 // does not persist.
-                let frame = leaving.frame && self.domain_of(key).is_none();
+                let frame = leaving.frame && (untaken || self.domain_of(key).is_none());
                 if leaving.frame && !frame {
                     turn.out.push(Effect::Release { page: key });
                 }
@@ -491,9 +532,13 @@ impl Site {
                     own: true,
                     stored,
                     modified: frame && leaving.grant.modified,
+                    captured: frame && leaving.captured,
                     ..Page::default()
                 };
                 self.table.set(key, &page);
+                if leaving.grant.modified && !frame {
+                    self.doom(key, leaving.to, turn);
+                }
                 // Copies must go before this frame is read (I16): the dead site may have given them
                 // with later contents, or not have seen them go.
                 let view = self.view.clone();

@@ -93,6 +93,8 @@ pub enum Message {
         keep: Option<Version>,
         /// Sites with copies that the asker did not give.
         copies: SiteSet,
+        /// Nobody took the page: the frame that was kept is the page.
+        untaken: bool,
     },
     /// The sender had the page with this version, gave it on, and knows of nobody who has it now.
     NotHere {
@@ -232,9 +234,13 @@ pub enum Role {
     Giving(SiteId),
     /// The same, and that site is gone.
     Stranded(SiteId),
+    /// The same, but it left in order, and nobody died: if it had taken the page, someone has it.
+    Untaken(SiteId),
     /// It has nothing, but last knew that this site, which is gone or need not have taken it, owned the
     /// page.
     Missing(SiteId),
+    /// It owned the page, which is in the store and with nobody.
+    Stored,
     /// It has a copy.
     Reader,
 }

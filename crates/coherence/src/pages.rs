@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use crate::config::{Manager, Policy};
 use crate::effect::{Effect, Source};
 use crate::ids::{Access, Number, PageKey, SiteId, Version};
+use crate::leaving::Departure;
 use crate::message::{Copy, Grant, Message, Request};
 use crate::site::{Leaving, Site, Turn, Want};
 use crate::site_set::SiteSet;
@@ -104,7 +105,8 @@ impl Site {
     pub(crate) fn own_fault(&mut self, key: PageKey, write: bool, turn: &mut Turn) {
         let mut page = self.load(key);
         let unfinished = self.busy.get(key).is_some_and(|b| !b.acks.is_empty());
-        if unfinished || (write && page.due) || !self.rebuild.is_over() {
+        let unread = self.is_unread(key, &page);
+        if unfinished || unread || (write && page.due) || !self.rebuild.is_over() {
             // During a rebuild everything stays as it was reported (I8).
             let number = self.next_number();
             let due = turn.now + self.config.retry_us;
@@ -226,12 +228,14 @@ impl Site {
     fn can_serve(&self, request: &Request, page: &Page) -> bool {
         let key = request.page;
         let stays = page.held || page.locked || self.must_capture(key, page);
-        self.busy.get(key).is_none() && !(self.gives(request) && stays)
+        let free = self.busy.get(key).is_none() && !self.is_unread(key, page);
+        free && !(self.gives(request) && stays)
     }
 
     /// Whether a request is answered with the page itself and not with a copy.
     pub(crate) fn gives(&self, request: &Request) -> bool {
-        request.write || self.policy(request.page) != Some(Policy::Invalidate)
+        let stays = self.departure == Departure::Stays;
+        request.write || !stays || self.policy(request.page) != Some(Policy::Invalidate)
     }
 
     fn serve(&mut self, request: Request, turn: &mut Turn) {
@@ -301,7 +305,8 @@ impl Site {
             if policy != Policy::Lock && !self.rebuild.is_over() {
                 return;
             }
-            if !page.own || !busy.acks.is_empty() || busy.install != Access::None {
+            let waits = !busy.acks.is_empty() || busy.install != Access::None;
+            if !page.own || waits || self.is_unread(key, &page) {
                 break;
             }
             if policy != Policy::Lock
@@ -388,7 +393,8 @@ impl Site {
         let mut more = Vec::new();
         for at in bits(request.run & !1 & (u64::MAX >> key.slot())) {
             let next = neighbour(key, at);
-            if self.load(next).own && self.busy.get(next).is_none() {
+            let page = self.load(next);
+            if page.own && self.busy.get(next).is_none() && !self.is_unread(next, &page) {
                 more.push(self.share_one(next, request.from, turn));
             }
         }
@@ -438,7 +444,7 @@ impl Site {
     pub(crate) fn is_free(&self, key: PageKey) -> bool {
         let page = self.load(key);
         let free = page.own && !page.held && !page.locked && self.busy.get(key).is_none();
-        free && !self.must_capture(key, &page)
+        free && !self.must_capture(key, &page) && !self.is_unread(key, &page)
     }
 
     /// The requests that go with a page. A thread here that waits for the lock becomes one of them.
@@ -465,7 +471,7 @@ impl Site {
 
     /// Takes the page away from the programs here and makes the grant for it. The frame is kept until
     /// the receiver says that it took the page (I15).
-    fn give_one(
+    pub(crate) fn give_one(
         &mut self,
         key: PageKey,
         to: SiteId,
@@ -561,7 +567,10 @@ impl Site {
         {
             leaving.due = again;
             let (to, stranded, grant) = (leaving.to, leaving.stranded, leaving.grant.clone());
-            if !stranded {
+            let unread = Page { stored: grant.stable, ..Page::default() };
+            if !stranded && self.is_unread(key, &unread) {
+                // The receiver would read it.
+            } else if !stranded {
                 self.send(to, Message::Grants { first: grant, more: Vec::new() }, turn);
             } else if let Some(home) = self.home(key) {
                 let message = Message::Stranded { page: key, version: grant.version };

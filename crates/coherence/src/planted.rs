@@ -41,6 +41,10 @@ pub enum Bug {
     /// What was known of a dead site's pages is forgotten when a second view comes before homes are
     /// whole (I21).
     ForgetMissing,
+    /// A site with a copy does not say that its owner is gone (I21).
+    ForgetReaders,
+    /// A home expects what it took before and has in the store since (I14).
+    TakeBackDropped,
     /// It is not said that a dead site was home to pages (I21).
     HomeUnnamed,
     /// Sections may begin between the caller's word to go back and the end of the round that it waits
@@ -56,8 +60,14 @@ pub enum Bug {
     ForgetLeavingCapture,
     /// Homes are whole, and read from the store, while a round is being committed (I20).
     ReadBeforeCommit,
+    /// What went back is read from the store while a round of others moves it (I20).
+    ReadBeforeOver,
     /// Any answer will do for the last word to go back (I18).
     ForgetWhichBack,
+    /// A site that leaves keeps its pages to itself.
+    KeepOnLeaving,
+    /// A site leaves before what it shared is stable (I18).
+    LeaveUnsettled,
     /// The frame is dropped when the page is sent, not when it arrived (I15).
     DropFrame,
 }

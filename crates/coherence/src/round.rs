@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 use crate::domain::{Asked, Links, Phase};
 use crate::effect::{Effect, Outcome};
 use crate::ids::{Access, DomainId, PageKey, RoundId, SiteId, Version};
-use crate::lead::Lead;
 use crate::message::{Message, RoundWord};
 use crate::site::{Site, Turn};
 use crate::site_set::SiteSet;
+use crate::sorted_map::SortedMap;
 
 impl Site {
     pub(crate) fn round_word(
@@ -343,16 +343,13 @@ impl Site {
         }
     }
 
-    /// Whether no round that this site knows of can still become stable.
     pub(crate) fn rounds_are_settled(&self) -> bool {
-        self.domains.iter().all(|(_, domain)| {
-            let member = matches!(domain.phase, Phase::Open | Phase::Closing { .. });
-            member && domain.lead.as_ref().is_none_or(Lead::is_settled)
-        })
+        self.domains.iter().all(|(_, domain)| domain.is_settled())
     }
 
     fn after_round(&mut self, id: DomainId, turn: &mut Turn) {
         self.rebuild_goes_on(turn);
+        self.answer_who_went_back(id, turn);
         let domain = self.domains.entry(id);
         if let Some(because) = domain.go_back.take() {
             self.go_back(id, because, turn);
@@ -451,6 +448,7 @@ impl Site {
             domain.dropped.retain(|s, _| !gone.contains(s));
             domain.telling.retain(|s| !gone.contains(s));
             domain.others.clear();
+            domain.answers = SortedMap::default();
             let round = domain.phase.round();
             if let Phase::Closing { asked, .. } = domain.phase {
                 self.round_is_void(id, asked.round, turn);

@@ -9,6 +9,7 @@ use crate::config::{ClusterConfig, Config, Manager, Policy};
 use crate::domain::{Domain, Phase};
 use crate::effect::{Effect, Effects, Event};
 use crate::ids::{Access, DomainId, Micros, Number, PageKey, RoundId, SiteId, Version};
+use crate::leaving::Departure;
 use crate::membership::Rebuild;
 use crate::message::{Grant, Message, Request};
 use crate::site_set::SiteSet;
@@ -31,6 +32,7 @@ pub struct Site {
     /// Pages marked as held, with the time when that ends, in order of it.
     pub(crate) holds: VecDeque<(Micros, PageKey)>,
     pub(crate) domains: SortedMap<DomainId, Domain>,
+    pub(crate) departure: Departure,
 }
 
 /// What is unfinished about a page.
@@ -135,6 +137,7 @@ impl Site {
             last_number: 0,
             holds: VecDeque::new(),
             domains: SortedMap::default(),
+            departure: Departure::Stays,
         }
     }
 
@@ -158,12 +161,21 @@ impl Site {
             Event::Persisted { round, domain } => self.persisted(round, domain, turn),
             Event::Committed { round, domain } => self.committed(round, domain, turn),
             Event::Fate { round, domain, committed } => self.fate(round, domain, committed, turn),
+            Event::Leave => self.leave(turn),
             Event::GiveUp { domain } => self.give_up(domain, turn),
             Event::GoBack { domain, because } => {
                 self.go_back(domain, because, turn);
                 self.start_wished(domain, turn);
             }
         }
+        self.hear_itself(turn);
+        if self.departure != Departure::Stays {
+            self.leave_on(turn);
+            self.hear_itself(turn);
+        }
+    }
+
+    fn hear_itself(&mut self, turn: &mut Turn) {
         while let Some(message) = turn.out.to_self.pop_front() {
             self.message(self.me, message, turn);
         }
@@ -181,7 +193,11 @@ impl Site {
         });
         let held = self.holds.front().map(|(until, _)| *until);
         let domains = self.domains.iter().filter_map(|(_, domain)| domain.next_tick());
-        pages.chain(held).chain(self.rebuild.next_tick()).chain(domains).min()
+        let leaving = match self.departure {
+            Departure::Leaving { due } if over => Some(due),
+            _ => None,
+        };
+        pages.chain(held).chain(self.rebuild.next_tick()).chain(domains).chain(leaving).min()
     }
 
     /// This site's number.
@@ -313,14 +329,16 @@ impl Site {
             Message::Ready => self.ready(from, turn),
             Message::Resume => self.resume(turn),
             Message::Stranded { page, version } => self.stranded(from, page, version, turn),
-            Message::Settle { page, version, keep, copies } => {
-                self.settle(page, version, keep, &copies, turn);
+            Message::Settle { page, version, keep, copies, untaken } => {
+                self.settle(page, version, keep, &copies, untaken, turn);
             }
             Message::NotHere { page, version } => self.not_here(from, page, version, turn),
             Message::GoBack { domain, because, colour } => {
                 self.told_to_go_back(from, domain, because, colour, turn);
             }
-            Message::WentBack { domain, colour } => self.heard_to_go_back(from, domain, colour),
+            Message::WentBack { domain, colour } => {
+                self.heard_to_go_back(from, domain, colour, turn);
+            }
             Message::Round { round, domain, word } => {
                 self.round_word(from, round, domain, word, turn);
             }

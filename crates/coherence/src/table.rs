@@ -40,6 +40,14 @@ pub(crate) struct Page {
     pub(crate) readers: [SiteId; 2],
 }
 
+impl Page {
+    /// The highest version that its owner is known to have had. What was refused is with its giver, who
+    /// may still be giving it with the version before.
+    pub(crate) fn version_seen(&self) -> Version {
+        if self.refused { self.version.before() } else { self.version }
+    }
+}
+
 impl Default for Page {
     fn default() -> Self {
         Page {

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use crate::config::Policy;
 use crate::effect::{Effect, Source};
 use crate::ids::{Access, Number, PageKey, SiteId, Version};
+use crate::leaving::Departure;
 use crate::message::{Copy, Grant, Message, Request, Vec1};
 use crate::pages::{add_request, neighbour};
 use crate::site::{Busy, Leaving, Site, Turn, Want};
@@ -149,6 +150,11 @@ impl Site {
         if seen && !planted!(self, TakeTwice) {
             return Taken::Before;
         }
+        if self.departure == Departure::Left {
+            // Whoever asked for it is gone, and the next view must not find it here.
+            self.refuse(from, grant, turn);
+            return Taken::Refused;
+        }
         if self.leaving_is_due(key) || grant.modified && self.is_void(key, from, grant.colour) {
             return Taken::Refused;
         }
@@ -218,7 +224,9 @@ impl Site {
             return Taken::Now;
         }
         let wants_write = want.as_ref().is_some_and(|w| w.write);
-        let install = if wants_write {
+        let install = if self.is_unread(key, &page) {
+            Access::None
+        } else if wants_write {
             Access::Write
         } else if page.stored {
             Access::None
@@ -226,7 +234,7 @@ impl Site {
             Access::Read
         };
         if install == Access::None && want.is_some() {
-            self.own_fault(key, false, turn);
+            self.own_fault(key, wants_write, turn);
         }
         self.finish_take(key, acks, install, turn);
         Taken::Now

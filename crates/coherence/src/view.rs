@@ -21,6 +21,8 @@ pub struct Member {
 pub struct View {
     number: u32,
     members: Vec<Member>,
+    /// Members that left in order, the latest last.
+    left: Vec<Member>,
 }
 
 impl View {
@@ -33,7 +35,7 @@ impl View {
         assert!(!members.is_empty(), "a view has members");
         members.sort_unstable();
         assert!(members.windows(2).all(|w| w[0].site != w[1].site), "one member for each site");
-        View { number, members }
+        View { number, members, left: Vec::new() }
     }
 
     /// View 1 of sites `0..count`, all new.
@@ -42,11 +44,35 @@ impl View {
         View::new(1, (0..count).map(|i| Member { site: SiteId::new(i), since: 1 }).collect())
     }
 
-    /// The next view, without `site`.
+    /// So many of those that left in order are remembered, for sites that miss views: far more than leave
+    /// while a site is not heard of and yet taken for alive.
+    const LEFT_MAX: usize = 64;
+
+    /// The next view, without `site`, which is dead.
     #[must_use]
     pub fn without(&self, site: SiteId) -> View {
         let members = self.members.iter().filter(|m| m.site != site).copied().collect();
-        View::new(self.number + 1, members)
+        self.next(members)
+    }
+
+    /// The next view, without `site`, which said in this one that it may leave
+    /// ([`Effect::MayLeave`](crate::Effect::MayLeave)).
+    #[must_use]
+    pub fn left_by(&self, site: SiteId) -> View {
+        let mut next = self.without(site);
+        next.left.extend(self.find(site));
+        let forgotten = next.left.len().saturating_sub(Self::LEFT_MAX);
+        next.left.drain(..forgotten);
+        next
+    }
+
+    fn next(&self, members: Vec<Member>) -> View {
+        View { left: self.left.clone(), ..View::new(self.number + 1, members) }
+    }
+
+    /// Whether this member left in order.
+    pub(crate) fn has_left(&self, member: &Member) -> bool {
+        self.left.contains(member)
     }
 
     /// The next view, with `site` as a new member.
@@ -56,7 +82,7 @@ impl View {
         let mut members = self.members.clone();
         members.retain(|m| m.site != site);
         members.push(Member { site, since: number });
-        View::new(number, members)
+        self.next(members)
     }
 
     /// Its number.

@@ -13,7 +13,10 @@ use stead_coherence::{
 
 const PAGE: PageKey = PageKey::new(1, 0);
 const LOCK: PageKey = PageKey::new(2, 0);
+/// A page of another container.
+const OTHER_PAGE: PageKey = PageKey::new(3, 0);
 const DOMAIN: DomainId = DomainId(1);
+const OTHER_DOMAIN: DomainId = DomainId(2);
 
 /// Sites whose messages arrive at once and in order; what else they want done is kept.
 struct Group {
@@ -41,6 +44,7 @@ impl Group {
         let mut config = Config::new(vec![
             cluster(1, Policy::Invalidate, Some(DOMAIN)),
             cluster(2, Policy::Lock, None),
+            cluster(3, Policy::Invalidate, Some(OTHER_DOMAIN)),
         ]);
         config.planted = bug;
         let (config, view) = (Arc::new(config), Arc::new(View::first(count)));
@@ -290,7 +294,7 @@ fn what_is_lost_is_read_when_rounds_have_ended() {
     assert!(reads_before_the_commit(Some(Bug::ReadBeforeCommit)), "the planted mistake shows");
 }
 
-/// Whether a partner hears of a second going back if what it answers to the first comes late.
+/// Whether a partner hears of a second going back if what it answers to the first comes twice.
 fn hears_of_the_second(bug: Option<Bug>) -> bool {
     let mut group = Group::with(3, bug);
     let back = Event::GoBack { domain: DOMAIN, because: SiteId::new(9) };
@@ -302,13 +306,17 @@ fn hears_of_the_second(bug: Option<Bug>) -> bool {
     share(&mut group);
     group.holds = |message| matches!(message, Message::WentBack { .. });
     group.give(1, back.clone());
+    let answers = std::mem::take(&mut group.aside);
+    group.holds = |_| false;
+    for (site, event) in &answers {
+        group.give(*site, event.clone());
+    }
     group.give(2, back.clone());
     share(&mut group);
     group.holds = |message| matches!(message, Message::GoBack { .. });
-    let answers = std::mem::take(&mut group.aside);
     group.take_done();
     group.give(1, back);
-    assert!(!group.aside.is_empty(), "the word that is lost");
+    assert_eq!(group.aside.len(), 2, "words that are lost");
     group.aside.clear();
     group.holds = |_| false;
     for (site, event) in answers {
@@ -326,4 +334,111 @@ fn hears_of_the_second(bug: Option<Bug>) -> bool {
 fn a_partner_hears_of_each_going_back() {
     assert!(hears_of_the_second(None));
     assert!(!hears_of_the_second(Some(Bug::ForgetWhichBack)), "the planted mistake shows");
+}
+
+/// Whether the gate is closed while going back waits for the end of a round.
+fn is_shut_while_doomed(bug: Option<Bug>) -> bool {
+    let mut group = Group::with(3, bug);
+    let round = round_being_committed(&mut group);
+    group.take_done();
+    group.give(1, Event::GoBack { domain: DOMAIN, because: SiteId::new(9) });
+    let shut = group.take_done().contains(&(1, Effect::CloseGate { domain: DOMAIN }));
+    group.give(1, Event::Committed { round, domain: DOMAIN });
+    let after = group.take_done();
+    let back = Effect::WentBack { domain: DOMAIN, because: SiteId::new(9) };
+    let at = |wanted: &Effect| after.iter().position(|(_, effect)| effect == wanted);
+    assert!(at(&back) < at(&Effect::OpenGate { domain: DOMAIN }), "{after:?}");
+    shut
+}
+
+/// I19: what begins while going back has to wait would be gone without a word.
+#[test]
+fn no_section_begins_while_going_back_waits() {
+    assert!(is_shut_while_doomed(None));
+    assert!(!is_shut_while_doomed(Some(Bug::OpenWhileDoomed)), "the planted mistake shows");
+}
+
+/// I20: what went back is read from the store when all have said that their rounds are over, and not
+/// before.
+#[test]
+fn what_went_back_is_read_when_others_have_answered() {
+    let mut group = Group::new(3);
+    group.fault(1, PAGE, true);
+    group.holds = |message| matches!(message, Message::WentBack { .. });
+    group.give(1, Event::GoBack { domain: DOMAIN, because: SiteId::new(9) });
+    group.take_done();
+    let filled = |group: &mut Group| {
+        group.take_done().contains(&(1, Effect::Fill { page: PAGE, source: Source::Store }))
+    };
+    group.fault(1, PAGE, false);
+    group.fault(2, PAGE, false);
+    assert!(!filled(&mut group), "nobody has answered");
+    let mut answers = std::mem::take(&mut group.aside);
+    assert_eq!(answers.len(), 2, "all others are asked");
+    let (site, event) = answers.remove(0);
+    group.give(site, event);
+    assert!(!filled(&mut group), "one has not answered");
+    let (site, event) = answers.remove(0);
+    group.give(site, event);
+    assert!(filled(&mut group));
+    assert_eq!(group.sites[2].page(PAGE).access, Access::Read, "and whoever waits gets it");
+}
+
+/// A round takes the pages of its container, and asks the sites that shared those.
+#[test]
+fn containers_do_not_join_each_others_rounds() {
+    let mut group = Group::new(3);
+    group.fault(1, PAGE, true);
+    group.fault(1, OTHER_PAGE, true);
+    group.tick(1_000);
+    group.fault(2, OTHER_PAGE, true);
+    group.take_done();
+    group.give(1, Event::Stabilise { domain: DOMAIN });
+    group.give(1, Event::Drained { domain: DOMAIN });
+    for (site, effect) in group.take_done() {
+        match effect {
+            Effect::CloseGate { domain } => assert_eq!((site, domain), (1, DOMAIN)),
+            Effect::Capture { page, .. } => assert_eq!((site, page), (1, PAGE)),
+            Effect::OpenGate { .. } | Effect::Protect { .. } => {}
+            other => panic!("site {site}: {other:?}"),
+        }
+    }
+    assert_eq!(group.sites[2].page(OTHER_PAGE).access, Access::Write, "it goes on storing");
+}
+
+/// I22: a site that leaves gives away what it owns, a lock too, and has modified pages stabilised first.
+#[test]
+fn a_site_leaves_when_it_has_nothing_more() {
+    let mut group = Group::new(3);
+    group.fault(1, PAGE, true);
+    group.give(1, Event::Lock { lock: LOCK, with: None });
+    group.give(1, Event::Unlock { lock: LOCK });
+    group.tick(1_000);
+    group.take_done();
+    group.give(1, Event::Leave);
+    let may_leave = (1, Effect::MayLeave { view: 1 });
+    let done = group.take_done();
+    assert!(done.contains(&(1, Effect::CloseGate { domain: DOMAIN })), "a round: {done:?}");
+    assert!(group.sites[0].page(LOCK).owner);
+    group.give(1, Event::Drained { domain: DOMAIN });
+    let capture = |(_, effect): (usize, Effect)| match effect {
+        Effect::Capture { page, version, round } => Some((page, version, round)),
+        _ => None,
+    };
+    let (page, version, round) = group.take_done().into_iter().find_map(capture).expect("one");
+    group.give(1, Event::Captured { page, version, round });
+    group.give(1, Event::Persisted { round, domain: DOMAIN });
+    assert!(!group.take_done().contains(&may_leave), "not before it is stable");
+    group.give(1, Event::Committed { round, domain: DOMAIN });
+    assert!(group.take_done().contains(&may_leave));
+    assert!(group.sites[0].page(PAGE).owner && !group.sites[0].page(PAGE).modified);
+    let view = Arc::new(View::first(3).left_by(SiteId::new(1)));
+    for site in [0, 2] {
+        group.give(site, Event::View(view.clone()));
+    }
+    let bad = |(_, effect): &(usize, Effect)| {
+        matches!(effect, Effect::Lost { .. } | Effect::LostHome { .. } | Effect::Doomed { .. })
+    };
+    assert!(!group.done.iter().any(bad), "{:?}", group.done);
+    assert!(group.sites[0].is_ready() && group.sites[2].is_ready());
 }

@@ -6,6 +6,7 @@ mod fresh_versions;
 mod last_write_read;
 mod no_lost_page;
 mod no_stuck_request;
+mod orderly_leave;
 mod single_writer;
 mod whole_sections;
 
@@ -43,5 +44,6 @@ pub fn all() -> Vec<Box<dyn Checker>> {
         Box::<bounded_queues::BoundedQueues>::default(),
         Box::<fresh_versions::FreshVersions>::default(),
         Box::<whole_sections::WholeSections>::default(),
+        Box::<orderly_leave::OrderlyLeave>::default(),
     ]
 }

@@ -107,6 +107,8 @@ pub struct Node {
     capturing: BTreeSet<(PageKey, Version, RoundId)>,
     /// A stabilisation was asked for and has not ended.
     pub stabilising: bool,
+    /// Its threads end, and then it leaves.
+    pub leaving: bool,
     ticks_at: Option<Micros>,
     /// Counts lives, so that what was meant for an earlier one is not delivered.
     life: u32,
@@ -124,6 +126,7 @@ enum Happening {
     Runs { site: usize, life: u32, thread: usize },
     LearnsView { site: usize, life: u32, view: Arc<View> },
     Restarts { site: usize },
+    Leaves { site: usize, life: u32, view: u32 },
     Works { site: usize, life: u32, task: Task },
 }
 
@@ -144,6 +147,8 @@ pub struct Done {
     pub waits: Vec<Wait>,
     /// Pages named as lost.
     pub lost: Vec<PageKey>,
+    /// A site was named as the home of pages that are lost.
+    pub lost_home: Option<SiteId>,
     /// About sections and rounds.
     pub rounds: RoundsDone,
 }
@@ -227,6 +232,10 @@ pub struct Cluster {
     pub stable: Stable,
     /// What rounds came to.
     pub rounds_seen: RoundsSeen,
+    /// Machines that died.
+    pub crashes: u32,
+    /// Machines that left in order.
+    pub departures: u32,
     /// Work for rounds that is not done yet.
     tasks_pending: usize,
     config: Arc<Config>,
@@ -283,6 +292,7 @@ impl Cluster {
             locks_unwanted: 0,
             capturing: BTreeSet::new(),
             stabilising: false,
+            leaving: false,
             ticks_at: None,
             life: 0,
             slow: false,
@@ -306,6 +316,8 @@ impl Cluster {
             replaced: HashMap::new(),
             stable: Stable::default(),
             rounds_seen: RoundsSeen::default(),
+            crashes: 0,
+            departures: 0,
             tasks_pending: 0,
             config,
             rng: Rng::with_seed(seed),
@@ -343,7 +355,8 @@ impl Cluster {
         let quiet =
             |site: &Site| site.busy_count() == 0 && site.is_ready() && site.view().number() == view;
         let idle = self.in_flight == 0 && self.tasks_pending == 0 && !self.round_is_on();
-        idle && self.nodes.iter().filter_map(|n| n.site.as_ref()).all(quiet)
+        let stays = self.nodes.iter().all(|node| !node.leaving);
+        idle && stays && self.nodes.iter().filter_map(|n| n.site.as_ref()).all(quiet)
     }
 
     /// Why nothing happens any more although not all is over.
@@ -400,6 +413,11 @@ impl Cluster {
                 }
             }
             Happening::Restarts { site } => self.restart(site),
+            Happening::Leaves { site, life, view } => {
+                if self.nodes[site].life == life && self.view.number() == view {
+                    self.depart(site);
+                }
+            }
             Happening::Works { site, life, task } => {
                 self.tasks_pending -= 1;
                 if self.nodes[site].life == life {
@@ -430,14 +448,8 @@ impl Cluster {
 
     /// The machine dies now, the authority notices later, and it returns later still.
     pub fn crash(&mut self, site: usize) {
-        let node = &mut self.nodes[site];
-        node.site = None;
-        node.life += 1;
-        node.frames.clear();
-        node.lock_line.clear();
-        node.ticks_at = None;
-        self.forget_sections(site);
-        self.disturbed_at = self.now;
+        self.crashes += 1;
+        self.remove(site);
         self.view = Arc::new(self.view.without(SiteId::new(site as u16)));
         self.announce(20_000);
         let after = if self.returns_soon {
@@ -446,6 +458,49 @@ impl Cluster {
             200_000 + self.rng.u64(..400_000)
         };
         self.push(self.now + after, Happening::Restarts { site });
+    }
+
+    fn remove(&mut self, site: usize) {
+        let node = &mut self.nodes[site];
+        node.site = None;
+        node.leaving = false;
+        node.life += 1;
+        node.frames.clear();
+        node.lock_line.clear();
+        node.ticks_at = None;
+        self.forget_sections(site);
+        self.disturbed_at = self.now;
+    }
+
+    /// The machine is to leave when its threads have come to where they may end.
+    pub fn send_away(&mut self, site: usize) {
+        self.nodes[site].leaving = true;
+        for thread in 0..self.nodes[site].threads.len() {
+            self.run_later(site, thread);
+        }
+    }
+
+    /// It has nothing more, and the authority counts it out.
+    fn depart(&mut self, site: usize) {
+        self.departures += 1;
+        self.remove(site);
+        self.view = Arc::new(self.view.left_by(SiteId::new(site as u16)));
+        self.announce(1_000);
+        if self.rng.bool() {
+            let back = self.now + self.rng.u64(1_000..100_000);
+            self.push(back, Happening::Restarts { site });
+        }
+    }
+
+    fn end_to_leave(&mut self, site: usize, thread: usize) {
+        let threads = &mut self.nodes[site].threads;
+        if threads[thread].state != ThreadState::Over {
+            threads[thread].state = ThreadState::Over;
+            self.threads_left = self.threads_left.saturating_sub(1);
+        }
+        if threads.iter().all(|t| t.state == ThreadState::Over) {
+            self.handle(site, Event::Leave, &[]);
+        }
     }
 
     fn restart(&mut self, i: usize) {
@@ -493,6 +548,13 @@ impl Cluster {
     fn run(&mut self, site: usize, thread: usize) {
         let node = &mut self.nodes[site];
         let state = node.threads[thread].state;
+        let may_end = state == ThreadState::Thinking
+            && node.threads[thread].section.is_none()
+            && node.threads[thread].locks.is_empty();
+        if node.leaving && (may_end || state == ThreadState::Over) {
+            self.end_to_leave(site, thread);
+            return;
+        }
         let op = match state {
             ThreadState::Over => return,
             // Until it goes back, nothing in a section goes on.
@@ -700,7 +762,14 @@ impl Cluster {
                 self.done.pages.push(page);
                 self.done.lost.push(page);
             }
-            Effect::LostHome { .. } | Effect::Rebuilt { .. } => {}
+            Effect::LostHome { site, .. } => self.done.lost_home = Some(site),
+            Effect::Rebuilt { .. } => {}
+            Effect::MayLeave { view } => {
+                // Who does not know it yet goes on asking.
+                let time = self.now + self.rng.u64(..2_000);
+                let life = self.nodes[i].life;
+                self.push(time, Happening::Leaves { site: i, life, view });
+            }
             other => self.perform_for_rounds(i, other),
         }
     }

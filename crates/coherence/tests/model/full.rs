@@ -195,6 +195,11 @@ fn full() {
         b.faults = 2;
         b.crashes = 2;
     });
+    run_pages("3 sites, 2 pages, 2 faults, 1 leave, 1 crash", |b| {
+        b.faults = 2;
+        b.leaves = 1;
+        b.crashes = 1;
+    });
     run_pages("3 sites, 2 pages, 4 faults of 3 stores", |b| {
         b.faults = 4;
         b.stores = 3;

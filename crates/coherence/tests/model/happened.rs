@@ -11,6 +11,7 @@ pub(crate) enum Sight {
     CopyTooLate,
     UpgradeWithoutBody,
     Lost,
+    LeftInOrder,
     RoundOfTwo,
     AllStable,
     Aborted,

@@ -53,7 +53,7 @@ impl Model for Pages {
             Property::<Pages>::always("I11 single writer", |_, w| w.single_writer()),
             Property::<Pages>::always("I12 last write read", |_, w| w.last_write_read()),
             Property::<Pages>::always("I13 one owner", |_, w| w.one_owner()),
-            Property::<Pages>::always("I15 I21 frames are kept, losses named", |_, w| {
+            Property::<Pages>::always("I15 I21 I22 frames are kept, losses named", |_, w| {
                 w.broken.is_none()
             }),
             Property::<Pages>::always("I1 I7 forwarding is bounded", |m, w| {
@@ -72,6 +72,9 @@ impl Model for Pages {
             }));
             properties
                 .push(seen("a request waits in line", |m, _| m.happened.has(Sight::WaitsInLine)));
+            if bounds.leaves > 0 {
+                properties.push(seen("a site leaves", |m, _| m.happened.has(Sight::LeftInOrder)));
+            }
             if bounds.crashes > 0 {
                 properties.push(seen("a page is lost", |m, _| m.happened.has(Sight::Lost)));
             }
@@ -291,6 +294,21 @@ fn two_crashes() {
         b.pages = 1;
         b.faults = 2;
         b.crashes = 2;
+    });
+}
+
+/// I22: whatever else happens, a crash too.
+#[test]
+fn a_leave() {
+    check_pages("3 sites, 2 pages, 2 faults, any order, 1 leave", |b| {
+        b.faults = 2;
+        b.leaves = 1;
+    });
+    check_pages("3 sites, 1 page, 2 faults, any order, 1 leave, 1 crash", |b| {
+        b.pages = 1;
+        b.faults = 2;
+        b.leaves = 1;
+        b.crashes = 1;
     });
 }
 

@@ -635,6 +635,7 @@ impl World {
             Effect::Lost { .. }
             | Effect::LostHome { .. }
             | Effect::Rebuilt { .. }
+            | Effect::MayLeave { .. }
             | Effect::WentBack { .. } => {}
         }
     }

@@ -31,6 +31,8 @@ pub(crate) struct Bounds {
     pub(crate) early_ticks: u8,
     pub(crate) crashes: u8,
     pub(crate) rejoins: u8,
+    /// Sites that leave in order.
+    pub(crate) leaves: u8,
     /// Count how often each request is passed on; only where nothing is lost or said again.
     pub(crate) count_hops: bool,
     /// Each fault asks for all pages.
@@ -52,6 +54,7 @@ impl Bounds {
             early_ticks: 0,
             crashes: 0,
             rejoins: 0,
+            leaves: 0,
             count_hops: false,
             runs: false,
             bug: None,
@@ -107,6 +110,10 @@ pub(crate) struct World {
     pub(crate) view: Interned<Arc<View>>,
     pages: Vec<PageTruth>,
     pub(crate) left: Left,
+    /// Who is to leave, and the view in which it said that it may.
+    leaving: Option<(usize, u32)>,
+    /// Someone has died.
+    died: bool,
     /// A frame was mapped without a body, or sent without one.
     pub(crate) broken: Option<&'static str>,
     /// Messages that each request took, where they are counted.
@@ -151,6 +158,7 @@ pub(crate) struct Left {
     pub(crate) early_ticks: u8,
     pub(crate) crashes: u8,
     pub(crate) rejoins: u8,
+    pub(crate) leaves: u8,
     /// Not a number: whether ways of requests are counted.
     counting: bool,
 }
@@ -164,6 +172,8 @@ pub(crate) enum Step {
     Tick(usize),
     Crash(usize),
     Rejoin(usize),
+    Leave(usize),
+    Depart(usize),
     LearnView(usize),
 }
 
@@ -196,8 +206,11 @@ impl World {
                 early_ticks: bounds.early_ticks,
                 crashes: bounds.crashes,
                 rejoins: bounds.rejoins,
+                leaves: bounds.leaves,
                 counting: bounds.count_hops,
             },
+            leaving: None,
+            died: false,
             broken: None,
             passed_on: BTreeMap::new(),
         }
@@ -250,6 +263,20 @@ impl World {
             if self.left.crashes > 0 {
                 steps.push(Step::Crash(i));
             }
+            if let Some((leaver, view)) = self.leaving
+                && leaver == i
+            {
+                if view == self.view.number() {
+                    steps.push(Step::Depart(i));
+                }
+                continue;
+            }
+            let bits = |at| self.wait_bit(i, at, false) | self.wait_bit(i, at, true);
+            let waits = (0..self.pages.len()).any(|at| self.waiting & bits(at) != 0);
+            let others = self.sites.iter().flatten().count() > 1;
+            if self.left.leaves > 0 && self.leaving.is_none() && !waits && others {
+                steps.push(Step::Leave(i));
+            }
             if self.left.faults == 0 {
                 continue;
             }
@@ -297,6 +324,19 @@ impl World {
                 self.handle(site, Event::Tick, &[], happened);
             }
             Step::Crash(i) => self.crash(i),
+            Step::Leave(i) => {
+                self.left.leaves -= 1;
+                self.leaving = Some((i, 0));
+                self.handle(i, Event::Leave, &[], happened);
+            }
+            Step::Depart(i) => {
+                // Of what was lost it has told the others before it leaves.
+                let told = self.pages.iter_mut().filter(|page| page.named_at >> i & 1 == 1);
+                told.for_each(|page| page.untold = 0);
+                self.remove(i);
+                happened.note(Sight::LeftInOrder);
+                self.view = Interned::new(Arc::new(self.view.left_by(SiteId::new(i as u16))));
+            }
             Step::Rejoin(i) => {
                 self.left.rejoins -= 1;
                 let view = Arc::new(self.view.with(SiteId::new(i as u16)));
@@ -341,14 +381,24 @@ impl World {
                 page.untold = alive;
                 page.named_at = 0;
             }
-            page.untold &= alive;
-            page.named_at &= alive;
+        }
+        self.died = true;
+        self.remove(i);
+        self.view = Interned::new(Arc::new(self.view.without(SiteId::new(i as u16))));
+    }
+
+    fn remove(&mut self, i: usize) {
+        self.sites[i] = None;
+        for at in 0..self.pages.len() {
+            let page = &mut self.pages[at];
+            page.untold &= !(1 << i);
+            page.named_at &= !(1 << i);
             let bits = self.wait_bit(i, at, false) | self.wait_bit(i, at, true);
             self.waiting &= !bits;
             *self.frame(i, at) = Frame::default();
         }
         self.letters.retain(|l| l.to != i);
-        self.view = Interned::new(Arc::new(self.view.without(SiteId::new(i as u16))));
+        self.leaving = self.leaving.filter(|(leaver, _)| *leaver != i);
     }
 
     fn deliver(&mut self, letter: &Letter, happened: &Happened) {
@@ -425,16 +475,23 @@ impl World {
             Effect::Lost { page, .. } => {
                 let at = self.place(page);
                 self.pages[at].named_at |= 1 << i;
+                if !self.died {
+                    self.broken = Some("lost although nobody died");
+                }
                 happened.note(Sight::Lost);
             }
             Effect::LostHome { site: dead, view } => {
                 let Some(site) = self.sites[i].clone() else { return };
+                if !self.died {
+                    self.broken = Some("a home is lost although nobody died");
+                }
                 for page in &mut self.pages {
                     if site.home_in(&view, page.key) == Some(dead) {
                         page.untold &= !(1 << i);
                     }
                 }
             }
+            Effect::MayLeave { view } => self.leaving = Some((i, view)),
             Effect::Rebuilt { view } => {
                 if view == self.view.number() {
                     (0..self.pages.len()).for_each(|at| self.expect_told(i, at));
@@ -584,7 +641,8 @@ impl World {
                 world.deliver(&letter, happened);
             }
             let idle = world.sites.iter().flatten().all(|s| s.busy_count() == 0 && s.is_ready());
-            if world.waiting == 0 && idle && world.letters.is_empty() {
+            let left = world.leaving.is_none_or(|(_, view)| view == world.view.number());
+            if world.waiting == 0 && idle && left && world.letters.is_empty() {
                 return true;
             }
             for i in 0..world.sites.len() {
