@@ -10,7 +10,9 @@ use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 use super::audit::audit;
 use super::{CrashMedium, Fault, SplitMix};
 use crate::batch::Batch;
+use crate::commit::Committed;
 use crate::directory::CreateOptions;
+use crate::error::CommitError;
 use crate::read::Stored;
 use crate::store::Store;
 
@@ -78,6 +80,14 @@ pub fn life(seed: u64, crashes: u64) -> Result<Lived, String> {
         life.recover()?;
     }
     Ok(life.lived)
+}
+
+/// Commits these batches as one group, as if several threads had asked for it at the same moment.
+pub fn commit_as_group(
+    store: &Store,
+    batches: &mut [&mut Batch],
+) -> Vec<Result<Committed, CommitError>> {
+    store.commit_together(&mut store.writer(), batches)
 }
 
 /// What one association would hold after a stabilisation.
@@ -163,7 +173,7 @@ impl Life {
         }
         let mut group: Vec<&mut Batch> = batches.iter_mut().collect();
         let store = self.store.as_ref().expect("the store is open");
-        let outcomes = store.commit_together(&mut store.writer(), &mut group);
+        let outcomes = commit_as_group(store, &mut group);
         let told = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
         if told == 0 {
             self.lived.failed += u64::from(!self.medium.is_crashed());
@@ -184,7 +194,7 @@ impl Life {
             let each_alone = outcomes
                 .iter()
                 .filter_map(|outcome| outcome.as_ref().err())
-                .any(|error| matches!(error, crate::CommitError::NoSpace { .. }));
+                .any(|error| matches!(error, CommitError::NoSpace { .. }));
             if !each_alone && !self.medium.is_crashed() {
                 return Err(format!("a group that failed was acknowledged in part: {outcomes:?}"));
             }

@@ -1,0 +1,141 @@
+//! Yesterday's files stay readable: a store with groups of stabilisations (roots of version 3), and the same store after a
+//! part of a map was lost (version 4), kept as text, opened by whatever this is. The texts are as in `golden`; they were
+//! written by the test `write`, which only writes into the directory that `STEAD_WRITE_GOLDEN_LATER` names.
+
+mod images;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
+use stead_store::sim::CrashMedium;
+use stead_store::sim::groups::commit_as_group;
+use stead_store::{CreateOptions, ReadError, Store, Stored};
+
+const BLOCK: usize = 4096;
+const GROUPS: &str = include_str!("golden/version-1-groups.txt");
+const LOST: &str = include_str!("golden/version-1-lost.txt");
+
+fn id(container: u32, page: u64) -> PageId {
+    PageId { container: ContainerId(container), page: PageNo(page) }
+}
+
+/// Mostly zero, so that the text stays short.
+fn image(value: u64) -> [u8; PAGE_SIZE] {
+    let mut bytes = [0; PAGE_SIZE];
+    bytes[..8].copy_from_slice(&value.to_le_bytes());
+    bytes[PAGE_SIZE - 1] = 1;
+    bytes
+}
+
+fn read(store: &Store, id: PageId) -> Result<Option<u64>, ReadError> {
+    let mut page = [0; PAGE_SIZE];
+    Ok(match store.read_page(id, &mut page)? {
+        Stored::Never => None,
+        Stored::Image => {
+            let value = u64::from_le_bytes(*page.first_chunk().unwrap());
+            assert!(page == image(value));
+            Some(value)
+        }
+    })
+}
+
+fn commit_group(store: &Store, pages: &[(PageId, u64)]) {
+    let mut batches: Vec<_> = pages
+        .iter()
+        .map(|&(id, value)| {
+            let mut batch = store.batch();
+            batch.set_association(id.container.0);
+            batch.push(id, |p| p.copy_from_slice(&image(value)));
+            batch
+        })
+        .collect();
+    let outcomes = commit_as_group(store, &mut batches.iter_mut().collect::<Vec<_>>());
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+}
+
+fn open(medium: &CrashMedium) -> Store {
+    Store::open_on(Arc::new(medium.clone())).unwrap().0
+}
+
+fn root_versions(medium: &CrashMedium) -> [u8; 2] {
+    let bytes = medium.bytes();
+    [bytes[BLOCK + 8], bytes[2 * BLOCK + 8]]
+}
+
+#[test]
+fn write() {
+    let Some(directory) = std::env::var_os("STEAD_WRITE_GOLDEN_LATER") else { return };
+    let medium = CrashMedium::new(0);
+    let options = CreateOptions {
+        segment_blocks: Some(32),
+        store_id: Some(0x0123_4567_89AB_CDEF_0011_2233_4455_6677),
+        base_window: Some(11),
+        created: Some(1_763_000_000),
+    };
+    let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
+    commit_group(&store, &[(id(1, 0), 10), (id(2, 0), 20), (id(3, 0), 30)]);
+    commit_group(&store, &[(id(1, 1), 11), (id(2, 300), 21)]);
+    store.checkpoint().unwrap();
+    commit_group(&store, &[(id(1, 2), 12), (id(2, 1), 22), (id(1, 0), 13)]);
+    drop(store);
+    images::write(&medium, &Path::new(&directory).join("version-1-groups.txt"));
+
+    open(&medium).checkpoint().unwrap();
+    let leaf = (16 * BLOCK..medium.bytes().len()).step_by(BLOCK).find(|&offset| {
+        let copy = medium.copy(0);
+        copy.rot(offset as u64, |sector| sector[100] ^= 1);
+        let damage = Store::open_on(Arc::new(copy)).ok().and_then(|(store, _)| read(&store, id(1, 0)).err());
+        matches!(damage, Some(ReadError::Damaged(damage)) if damage.map_of.is_some() && damage.offset == offset as u64)
+    });
+    medium.rot(leaf.unwrap() as u64, |sector| sector[100] ^= 1);
+    let store = open(&medium);
+    commit_group(&store, &[(id(1, 2), 14)]);
+    store.checkpoint().unwrap();
+    store.checkpoint().unwrap();
+    drop(store);
+    images::write(&medium, &Path::new(&directory).join("version-1-lost.txt"));
+}
+
+#[test]
+fn a_store_with_groups_is_read_and_gone_on_with() {
+    let medium = images::read(GROUPS);
+    assert_eq!(root_versions(&medium), [3, 3]);
+    let want = [
+        (id(1, 0), 13),
+        (id(1, 1), 11),
+        (id(1, 2), 12),
+        (id(2, 0), 20),
+        (id(2, 1), 22),
+        (id(2, 300), 21),
+        (id(3, 0), 30),
+    ];
+    let store = open(&medium);
+    assert_eq!(store.stat().last_sequence, 8);
+    want.iter().for_each(|&(id, value)| assert_eq!(read(&store, id).unwrap(), Some(value)));
+    assert!(store.verify(&mut |_| {}).unwrap().is_clean());
+    commit_group(&store, &[(id(3, 1), 31), (id(2, 1), 23)]);
+    drop(store);
+    let store = open(&medium);
+    assert_eq!(read(&store, id(2, 1)).unwrap(), Some(23));
+    assert_eq!(read(&store, id(3, 1)).unwrap(), Some(31));
+    assert_eq!(read(&store, id(1, 0)).unwrap(), Some(13));
+}
+
+#[test]
+fn a_store_with_lost_entries_is_read_and_gone_on_with() {
+    let medium = images::read(LOST);
+    assert_eq!(root_versions(&medium), [4, 4]);
+    let store = open(&medium);
+    let lost = |store: &Store, id| matches!(read(store, id), Err(ReadError::Damaged(damage)) if damage.page == Some(id));
+    assert_eq!(read(&store, id(1, 2)).unwrap(), Some(14));
+    assert!(lost(&store, id(1, 0)) && lost(&store, id(1, 1)));
+    assert_eq!(read(&store, id(2, 300)).unwrap(), Some(21));
+    assert_eq!(read(&store, id(3, 0)).unwrap(), Some(30));
+    commit_group(&store, &[(id(1, 0), 15)]);
+    store.checkpoint().unwrap();
+    drop(store);
+    let store = open(&medium);
+    assert_eq!(read(&store, id(1, 0)).unwrap(), Some(15));
+    assert!(lost(&store, id(1, 1)));
+}
