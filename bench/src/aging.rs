@@ -15,8 +15,8 @@ use crate::disk::RawDisk;
 
 const CONTAINER: ContainerId = ContainerId(1);
 
-/// Pages asked for at once by a scan, as the streaming fault does.
-const SCAN_PAGES: usize = 64;
+/// Pages asked for at once by a scan, as the streaming fault comes to do.
+const SCAN_PAGES: usize = 256;
 
 /// Which pages are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

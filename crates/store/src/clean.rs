@@ -107,7 +107,9 @@ impl Store {
     pub(crate) fn gather(&self, keeper: &mut Keeper, victim: Victim) {
         let mut found = Gathered::default();
         let mut holders = Holders { versions: self.versions(), trees: BTreeMap::new() };
-        let cleaning = match self.find_live(victim.segment, &mut holders, &mut found) {
+        let segment_bytes = self.layout().segment_blocks as usize * BLOCK;
+        let bytes = keeper.reading.get_or_insert_with(|| AlignedBuf::zeroed(segment_bytes));
+        let cleaning = match self.find_live(victim.segment, bytes, &mut holders, &mut found) {
             Ok(()) => Cleaning::Gathered,
             // What cannot be read stays where it is, to be reported when it is asked for.
             Err(_) => Cleaning::Stuck,
@@ -179,12 +181,12 @@ impl Store {
     fn find_live(
         &self,
         segment: u32,
+        bytes: &mut AlignedBuf,
         holders: &mut Holders,
         found: &mut Gathered,
     ) -> Result<(), ReadError> {
         let layout = self.layout();
         let start = layout.start(segment);
-        let mut bytes = AlignedBuf::zeroed(layout.segment_blocks as usize * BLOCK);
         self.disk.read_aside(start.offset(), bytes.as_mut_slice())?;
         let block = |index: u64| {
             let at = index as usize * BLOCK;

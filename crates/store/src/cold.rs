@@ -21,6 +21,8 @@ pub(crate) struct Cold {
     pub(crate) table: Vec<Extent>,
     next: Place,
     open: Option<OpenChunk>,
+    /// For the next chunk, so that it finds memory that is there.
+    spare: Option<AlignedBuf>,
 }
 
 /// A chunk that is being gathered.
@@ -36,13 +38,29 @@ struct OpenChunk {
 impl Cold {
     /// The stream of the map.
     pub(crate) fn new(epoch: u64, next: Place, table: Vec<Extent>) -> Self {
-        Cold { head: Head::Map, purpose: Purpose::Upkeep, epoch, table, next, open: None }
+        Cold {
+            head: Head::Map,
+            purpose: Purpose::Upkeep,
+            epoch,
+            table,
+            next,
+            open: None,
+            spare: None,
+        }
     }
 
     /// The stream of moved pages, in a new segment.
     pub(crate) fn of_moved(epoch: u64) -> Self {
         let (table, next) = (Vec::new(), Place::NONE);
-        Cold { head: Head::Moved, purpose: Purpose::Cleaning, epoch, table, next, open: None }
+        Cold {
+            head: Head::Moved,
+            purpose: Purpose::Cleaning,
+            epoch,
+            table,
+            next,
+            open: None,
+            spare: None,
+        }
     }
 
     /// Goes on in another segment.
@@ -86,7 +104,8 @@ impl Cold {
             let at = self.place(store)?;
             let layout = store.layout();
             let room = layout.room(at).min(layout.chunk_blocks()) as usize;
-            let bytes = AlignedBuf::zeroed(room * BLOCK);
+            let most = layout.chunk_blocks() as usize * BLOCK;
+            let bytes = self.spare.take().unwrap_or_else(|| AlignedBuf::zeroed(most));
             self.open = Some(OpenChunk { at, room, entries: Vec::new(), bytes });
         }
         let open = self.open.as_mut().expect("opened just now");
@@ -109,7 +128,9 @@ impl Cold {
         let bytes = open.bytes.as_mut_slice();
         chunk.encode(store.header.store_id, &mut bytes[..BLOCK]);
         let bytes = &bytes[..blocks as usize * BLOCK];
-        if let Err(error) = store.disk.write_aside(self.purpose, open.at.offset(), bytes) {
+        let written = store.disk.write_aside(self.purpose, open.at.offset(), bytes);
+        self.spare = Some(open.bytes);
+        if let Err(error) = written {
             // Who knows what is wrong with this part of the disk.
             self.next = Place::NONE;
             store.state_mut().space.leave_cold(self.head);

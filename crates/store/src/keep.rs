@@ -75,6 +75,8 @@ pub(crate) struct Keeper {
     /// Where pages that cleaning moves are written.
     pub(crate) moved: Cold,
     pub(crate) gathered: Gathered,
+    /// A segment that is being cleaned.
+    pub(crate) reading: Option<AlignedBuf>,
     pub(crate) untidy: Untidy,
     /// Roots written for the sake of a shorter file, since something was moved for it.
     pub(crate) roots_in_vain: u32,
@@ -343,30 +345,10 @@ impl Store {
     /// Sees to it that there are segments for a stabilisation of so many blocks. There are, as long as
     /// [`Store::maintain`] is called in time.
     pub(crate) fn make_room(&self, blocks: u64) -> Result<(), CommitError> {
-        // Chunk headers take room too, and the chain reserves a segment ahead.
-        let needed = (blocks * 9 / 8).div_ceil(self.layout().segment_blocks) as usize + 1;
-        let (supply, allowed, segments) = {
-            let state = self.state();
-            let space = &state.space;
-            // Whether these blocks, and those since the last root, are new or replace others is not known yet.
-            let unsettled = space.live_blocks() - space.tree_blocks();
-            let allowed = self.segments_allowed(space.tree_blocks())
-                + (unsettled + blocks).div_ceil(self.layout().segment_blocks);
-            (space.chain_supply(), allowed as usize, space.segments() - space.kept_segments())
+        let Room { needed, wanted } = match self.grow_for(blocks)? {
+            None => return Ok(()),
+            Some(room) => room,
         };
-        // On a full disk cleaning must begin while there is still room for it.
-        let full = self.disk_full.load(Ordering::Relaxed);
-        let wanted = if full { needed + FREE_SPARE } else { needed };
-        if supply >= wanted {
-            return Ok(());
-        }
-        if segments + wanted - supply <= allowed || full {
-            match self.grow(wanted - supply, false) {
-                // Where there is no room for more, there may be some in what is there.
-                Err(CommitError::NoSpace { .. }) => {}
-                grown => return grown,
-            }
-        }
         let mut keeper = self.keeper();
         loop {
             let before = self.state().space.chain_supply();
@@ -383,4 +365,39 @@ impl Store {
             }
         }
     }
+
+    /// Makes the file longer for a stabilisation of so many blocks, if it may become so. What is still missing then.
+    pub(crate) fn grow_for(&self, blocks: u64) -> Result<Option<Room>, CommitError> {
+        // Chunk headers take room too, and the chain reserves a segment ahead.
+        let needed = (blocks * 9 / 8).div_ceil(self.layout().segment_blocks) as usize + 1;
+        let (supply, allowed, segments) = {
+            let state = self.state();
+            let space = &state.space;
+            // Whether these blocks, and those since the last root, are new or replace others is not known yet.
+            let unsettled = space.live_blocks() - space.tree_blocks();
+            let allowed = self.segments_allowed(space.tree_blocks())
+                + (unsettled + blocks).div_ceil(self.layout().segment_blocks);
+            (space.chain_supply(), allowed as usize, space.segments() - space.kept_segments())
+        };
+        // On a full disk cleaning must begin while there is still room for it.
+        let full = self.disk_full.load(Ordering::Relaxed);
+        let wanted = if full { needed + FREE_SPARE } else { needed };
+        if supply >= wanted {
+            return Ok(None);
+        }
+        if segments + wanted - supply <= allowed || full {
+            match self.grow(wanted - supply, false) {
+                // Where there is no room for more, there may be some in what is there.
+                Err(CommitError::NoSpace { .. }) => {}
+                grown => return grown.map(|()| None),
+            }
+        }
+        Ok(Some(Room { needed, wanted }))
+    }
+}
+
+/// How many segments a stabilisation finds no room without, and how many it had better find.
+pub(crate) struct Room {
+    needed: usize,
+    wanted: usize,
 }

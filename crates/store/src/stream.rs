@@ -27,8 +27,9 @@ const PARTS_AT_ONCE: usize = 64;
 /// of it has become stable, and the batch can be committed as any other once [`Stream::give_up`] has been told.
 pub struct Stream<'a> {
     store: &'a Store,
-    // Let go of in this order: another stabilisation may begin when nothing is under way.
-    _under_way: UnderWay<'a>,
+    /// Upkeep gives way, unless it is to make room for this.
+    under_way: Option<UnderWay<'a>>,
+    // Let go of in this order.
     writer: MutexGuard<'a, Writer>,
     _lead: Lead<'a>,
     /// Of the epoch, which goes on if this one ends well.
@@ -159,22 +160,18 @@ impl Store {
         let lead = self.lead_alone()?;
         let mut writer = self.writer();
         let blocks = page_count + page_count.div_ceil(CHUNK_ENTRIES as u64);
-        loop {
-            if writer.epoch != Some(self.disk.failures()) {
-                self.begin_epoch(&mut writer).ok()?;
-            }
-            self.make_room(blocks).ok()?;
-            if writer.epoch == Some(self.disk.failures()) {
-                break;
-            }
+        // What finds no room yet is written at the end, and upkeep may make some until then.
+        let has_room = matches!(self.grow_for(blocks), Ok(None));
+        if writer.epoch != Some(self.disk.failures()) {
+            self.begin_epoch(&mut writer).ok()?;
         }
-        let failures = writer.epoch.take().expect("it has just been begun");
+        let failures = writer.epoch.take().filter(|&failures| failures == self.disk.failures())?;
         writer.suspect = true;
         let mut plan = Plan::at(&self.state(), false);
         plan.behind.sequence += 1;
         Some(Stream {
             store: self,
-            _under_way: self.disk.record_under_way(),
+            under_way: has_room.then(|| self.disk.record_under_way()),
             writer,
             _lead: lead,
             failures,
@@ -295,6 +292,8 @@ impl Stream<'_> {
         let end = if heavy { End::Commit } else { End::Last };
         let grown_before = store.state().space.segments();
         let blocks = images.len() + entries.len().div_ceil(CHUNK_ENTRIES) + 1;
+        // Who waits for upkeep here must not have it give way.
+        self.under_way = None;
         let no_room = store.make_room(blocks as u64).err();
         let (head, first) = (self.head(), batch.given_images());
         let rest = |state: &mut State| {
@@ -303,6 +302,7 @@ impl Stream<'_> {
         };
         let rest = store.plan_with_room(rest, no_room)?;
         let grown = store.state().space.segments().saturating_sub(grown_before);
+        self.under_way = Some(store.disk.record_under_way());
         let late = planted::is(Bug::ChunksBehindFlush);
         let settled = if late { Ok(()) } else { self.ledger.settle() };
         if !planted::is(Bug::AheadUnheeded) {

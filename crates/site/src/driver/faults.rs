@@ -13,7 +13,7 @@ use stead_store::Stored;
 
 use super::{Shared, damage};
 use crate::container::{Place, Served};
-use crate::step::faults::{Faults, Held, Install, STREAM, installs};
+use crate::step::faults::{Faults, Held, Install, STREAM_MOST, installs};
 
 /// Faults taken from the kernel at a time.
 const BATCH: usize = 64;
@@ -23,9 +23,9 @@ pub(crate) fn serve(shared: &Shared) {
     let mut server = Server {
         shared,
         faults: Faults::default(),
-        images: vec![0; STREAM as usize * PAGE_SIZE],
-        found: Vec::with_capacity(STREAM as usize),
-        installs: Vec::with_capacity(STREAM as usize * 2),
+        images: vec![0; STREAM_MOST as usize * PAGE_SIZE],
+        found: Vec::with_capacity(STREAM_MOST as usize),
+        installs: Vec::with_capacity(STREAM_MOST as usize * 2),
     };
     let mut batch = FaultBatch::new(BATCH);
     while !shared.faults_stopping.load(Ordering::Acquire) {

@@ -7,8 +7,10 @@ use stead_model::{ContainerId, PageNo, PageRange};
 
 /// Pages brought in by a fault that follows no pattern: the aligned block around the page.
 pub const NEIGHBOURS: u64 = 16;
-/// Pages brought in when faults walk upwards through a container.
+/// Pages brought in when faults begin to walk upwards through a container.
 pub const STREAM: u64 = 64;
+/// The same as they go on: what lies scattered is read at the same time, and the more the better.
+pub const STREAM_MOST: u64 = 256;
 
 /// What the store holds of a run of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +40,8 @@ pub struct Install {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Faults {
     last: Option<(ContainerId, u64)>,
+    /// Pages brought in next if the walk goes on.
+    stream: u64,
 }
 
 impl Faults {
@@ -53,8 +57,11 @@ impl Faults {
     ) -> PageRange {
         let walking = self.last == Some((container, page.0));
         let (from, to) = if walking {
-            (page.0, (page.0 + STREAM).min(bounds.end))
+            let stream = self.stream;
+            self.stream = (stream * 2).min(STREAM_MOST);
+            (page.0, (page.0 + stream).min(bounds.end))
         } else {
+            self.stream = STREAM;
             let block = page.0 - page.0 % NEIGHBOURS;
             (block.max(bounds.start), (block + NEIGHBOURS).min(bounds.end))
         };
@@ -126,10 +133,12 @@ mod tests {
         let mut f = Faults::default();
         f.fault(C, PageNo(0), ALL, |_| true);
         assert_eq!(f.fault(C, PageNo(16), ALL, |_| true), PageRange::new(16, 80));
-        assert_eq!(f.fault(C, PageNo(80), ALL, |_| true), PageRange::new(80, 144));
+        assert_eq!(f.fault(C, PageNo(80), ALL, |_| true), PageRange::new(80, 208));
+        assert_eq!(f.fault(C, PageNo(208), ALL, |_| true), PageRange::new(208, 464));
+        assert_eq!(f.fault(C, PageNo(464), ALL, |_| true), PageRange::new(464, 720));
         // Another container does not continue the stream.
         let other = ContainerId(4);
-        assert_eq!(f.fault(other, PageNo(144), ALL, |_| true), PageRange::new(144, 160));
+        assert_eq!(f.fault(other, PageNo(720), ALL, |_| true), PageRange::new(720, 736));
     }
 
     fn installed(page: u64, write: bool, found: &[(PageRange, Held)]) -> Vec<Install> {
