@@ -6,6 +6,7 @@ use serde::Serialize;
 use stead::ReadStore;
 
 use crate::output::{Outcome, Report, shown};
+use crate::quota::in_words;
 use crate::units::bytes;
 
 /// The containers, in the order of their names.
@@ -28,6 +29,8 @@ struct Line {
     address_bytes: u64,
     pages: u64,
     stored_bytes: u64,
+    /// What it may hold; null if nobody has said.
+    quota_bytes: Option<u64>,
     created_unix_s: u64,
     /// Why it cannot be opened; null if it can.
     problem: Option<String>,
@@ -49,6 +52,7 @@ pub(crate) fn run(dir: &Path) -> Outcome<Listing> {
             address_bytes: c.address_bytes,
             pages: c.stored_bytes / stead::PAGE_SIZE as u64,
             stored_bytes: c.stored_bytes,
+            quota_bytes: c.quota_bytes,
             created_unix_s: c.created_unix_s,
             problem,
             name: c.name,
@@ -83,22 +87,27 @@ impl Report for Listing {
         }
         let (names, roots) = (width(|c| shown(&c.name), "NAME"), width(root, "ROOT"));
         let addresses = width(|c| c.address.clone(), "ADDRESS");
+        let has_quotas = self.containers.iter().any(|c| c.quota_bytes.is_some());
+        // Only where there are some.
+        let quota = |text: String| if has_quotas { format!("  {text:>10}") } else { String::new() };
         crate::say!(
-            "{:names$}  {:roots$}  {:addresses$}  {:>9}  {:>10}",
+            "{:names$}  {:roots$}  {:addresses$}  {:>9}  {:>10}{}",
             "NAME",
             "ROOT",
             "ADDRESS",
             "PAGES",
-            "STORED"
+            "STORED",
+            quota("QUOTA".to_owned())
         );
         for c in &self.containers {
             crate::say!(
-                "{:names$}  {:roots$}  {:addresses$}  {:>9}  {:>10}",
+                "{:names$}  {:roots$}  {:addresses$}  {:>9}  {:>10}{}",
                 shown(&c.name),
                 root(c),
                 c.address,
                 c.pages,
-                bytes(c.stored_bytes)
+                bytes(c.stored_bytes),
+                quota(in_words(c.quota_bytes))
             );
         }
         if !self.snapshots.is_empty() {

@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod ls;
 mod output;
+mod quota;
 mod restore;
 mod scrub;
 mod snapshot;
@@ -81,6 +82,11 @@ enum Command {
         #[arg(long, value_parser = units::rate)]
         rate: Option<u64>,
     },
+    /// What a store may take of the disk, and what its containers may hold; lay down other limits
+    ///
+    /// Without an option it shows what is laid down. At its quota a store is like one on a full disk; in a container at its
+    /// quota allocations fail. Nothing that is stable is lost, and removing something makes room.
+    Quota(quota::Quota),
     /// Name states of a store, read, use and forget them
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
@@ -112,6 +118,7 @@ fn main() -> ExitCode {
         Command::Stat { dir } => answer(json, "stat", stat::run(&dir)),
         Command::Verify { dir, leaks } => answer(json, "verify", verify::run(&dir, leaks)),
         Command::Scrub { dir, rate } => answer(json, "scrub", scrub::run(&dir, rate)),
+        Command::Quota(quota) => answer(json, "quota", quota.run()),
         Command::Snapshot(what) => answer(json, "snapshot", what.run()),
         Command::Backup(backup) => answer(json, "backup", backup.run(json)),
         Command::Restore(restore) => answer(json, "restore", restore.run()),

@@ -13,7 +13,8 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Serialize, Serializer};
 use stead::{
-    BackupError, ContainerError, OpenError, OpenErrorKind, RestoreError, SnapshotError, word_of,
+    BackupError, ContainerError, OpenError, OpenErrorKind, QuotaError, RestoreError, SnapshotError,
+    word_of,
 };
 
 /// What `stead --help` says about exit codes.
@@ -221,6 +222,12 @@ fn failure(kind: &'static str, why: &dyn fmt::Display) -> Failure {
 
 impl From<SnapshotError> for Failure {
     fn from(error: SnapshotError) -> Failure {
+        failure(error.word(), &error)
+    }
+}
+
+impl From<QuotaError> for Failure {
+    fn from(error: QuotaError) -> Failure {
         failure(error.word(), &error)
     }
 }

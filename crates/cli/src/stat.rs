@@ -20,6 +20,8 @@ pub(crate) struct Found {
     /// What only snapshots hold.
     pinned_bytes: u64,
     snapshots: usize,
+    /// What the file may have; null if as much as the disk gives.
+    quota_bytes: Option<u64>,
     segments: usize,
     free_segments: usize,
     /// How the log is read and written.
@@ -37,6 +39,8 @@ struct Container {
     address: String,
     address_bytes: u64,
     stored_bytes: u64,
+    /// What it may hold; null if nobody has said.
+    quota_bytes: Option<u64>,
     /// Null where the container is damaged, and for the system container.
     live_bytes: Option<u64>,
     root: Option<String>,
@@ -62,6 +66,7 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
             address: c.base.to_string(),
             address_bytes: c.address_bytes,
             stored_bytes: c.stored_bytes,
+            quota_bytes: c.quota_bytes,
             live_bytes: None,
             root: None,
             clusters: Vec::new(),
@@ -98,6 +103,7 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
         live_bytes: s.live_bytes,
         pinned_bytes: s.pinned_bytes,
         snapshots: s.snapshots,
+        quota_bytes: s.quota_bytes,
         segments: s.segments,
         free_segments: s.free_segments,
         medium: stat.medium,
@@ -125,6 +131,9 @@ impl Report for Found {
             self.free_segments,
             self.segments
         );
+        if let Some(quota) = self.quota_bytes {
+            crate::say!("  quota                {}", bytes(quota));
+        }
         if self.snapshots > 0 {
             let pinned = bytes(self.pinned_bytes);
             crate::say!("  snapshots            {}, which alone hold {pinned}", self.snapshots);
@@ -140,6 +149,9 @@ impl Report for Found {
                 bytes(c.address_bytes)
             );
             crate::say!("  stored               {}", bytes(c.stored_bytes));
+            if let Some(quota) = c.quota_bytes {
+                crate::say!("  quota                {}", bytes(quota));
+            }
             if let Some(live_bytes) = c.live_bytes {
                 crate::say!("  live                 {}", bytes(live_bytes));
             }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::quota::Limit;
+
 /// Bytes in binary units with one digit behind the point.
 pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -16,9 +18,23 @@ pub(crate) fn bytes(n: u64) -> String {
 
 /// Bytes in a second, from something like `100MiB/s`, `2 GB/s` or `5000000`.
 pub(crate) fn rate(text: &str) -> Result<u64, String> {
-    let words = || format!("{text:?} is no rate: write it like 100MiB/s");
+    let number = text.trim();
+    let number = number.strip_suffix("/s").unwrap_or(number);
+    size(number).ok_or_else(|| format!("{text:?} is no rate: write it like 100MiB/s"))
+}
+
+/// A quota, from something like `500MiB`, `20 GB` or `none`.
+pub(crate) fn limit(text: &str) -> Result<Limit, String> {
+    if text.trim() == "none" {
+        return Ok(Limit(None));
+    }
+    let words = || format!("{text:?} is no number of bytes: write it like 500MiB, or none");
+    size(text).map(|bytes| Limit(Some(bytes))).ok_or_else(words)
+}
+
+/// A number of bytes that is not 0.
+fn size(text: &str) -> Option<u64> {
     let text = text.trim();
-    let text = text.strip_suffix("/s").unwrap_or(text).trim_end();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit.trim().to_ascii_lowercase().as_str() {
@@ -29,10 +45,12 @@ pub(crate) fn rate(text: &str) -> Result<u64, String> {
         "kb" => 1e3,
         "mb" => 1e6,
         "gb" => 1e9,
-        _ => return Err(words()),
+        "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        "tb" => 1e12,
+        _ => return None,
     };
-    let bytes = number.parse::<f64>().map_err(|_| words())? * factor;
-    if bytes < 1.0 { Err(words()) } else { Ok(bytes as u64) }
+    let bytes = number.parse::<f64>().ok()? * factor;
+    (bytes >= 1.0).then_some(bytes as u64)
 }
 
 /// How long ago a moment was, in nanoseconds since 1970.
@@ -59,6 +77,16 @@ mod tests {
         assert_eq!(rate("4096"), Ok(4096));
         for wrong in ["", "fast", "10 parsec", "0", "-3MiB", "1.2.3k"] {
             assert!(rate(wrong).unwrap_err().contains("100MiB/s"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn limits_are_read() {
+        assert_eq!(limit("none"), Ok(Limit(None)));
+        assert_eq!(limit("2TiB"), Ok(Limit(Some(2 << 40))));
+        assert_eq!(limit(" 1.5 GiB "), Ok(Limit(Some(3 << 29))));
+        for wrong in ["", "0", "all", "-1", "5MiB/s"] {
+            assert!(limit(wrong).unwrap_err().contains("or none"), "{wrong}");
         }
     }
 

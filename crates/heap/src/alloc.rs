@@ -111,6 +111,13 @@ struct Pages {
     freed: Vec<(u64, u32)>,
 }
 
+impl Pages {
+    /// Pages that hold something, or that nobody has looked at yet.
+    fn in_use(&self) -> u64 {
+        self.windows.iter().flatten().map(WindowPages::in_use).sum()
+    }
+}
+
 /// Descriptors looked at in one step when looking for free slots.
 const SWEEP_STEP: u32 = 64;
 
@@ -313,6 +320,7 @@ impl Shared {
             Ok(n) if n <= WINDOW_PAGES - FIRST_PAGE => n,
             _ => return Err(AllocError::TooLarge { bytes }),
         };
+        self.check_quota(pages, cluster, count)?;
         let windows = pages.clusters[usize::from(cluster)].clone();
         for &w in &windows {
             let window =
@@ -339,6 +347,19 @@ impl Shared {
         let w = self.assign_window(pages, Some(cluster))?;
         let window = pages.windows[w as usize].as_mut().expect("just assigned");
         Ok(self.append(w, window, count))
+    }
+
+    /// Whether so many pages more may be in use.
+    fn check_quota(&self, pages: &mut Pages, cluster: u16, more: u32) -> Result<(), AllocError> {
+        let allow = |pages: &Pages| self.ground.allow(&|| pages.in_use(), u64::from(more));
+        if allow(pages).is_ok() {
+            return Ok(());
+        }
+        // What is free in what has not been looked at since the container was opened counts as used so far.
+        for cluster in 0..pages.clusters.len() as u16 {
+            while self.sweep(pages, cluster) {}
+        }
+        allow(pages).map_err(|source| AllocError::Full { cluster, source })
     }
 
     /// Appends pages to the segment of a window that has room for them.
@@ -379,6 +400,7 @@ impl Shared {
             return Err(full(GroundError::NoWindow { window_count }));
         };
         let w = w as u32;
+        self.check_quota(pages, number, 1)?;
         self.ground.assign(w, 1, number).map_err(full)?;
         let first = match cluster {
             Some(c) => pages.clusters[usize::from(c)][0],

@@ -16,6 +16,19 @@ pub enum GroundError {
         /// Windows that the container has.
         window_count: u32,
     },
+    /// The container would have more pages in use than it may hold.
+    #[error(
+        "container {container:?} may hold {quota_bytes} bytes and has {used_bytes} in use: free something in it, or raise its \
+         quota (`Container::set_quota`, `stead quota`)"
+    )]
+    Quota {
+        /// Name of the container.
+        container: String,
+        /// What it may hold.
+        quota_bytes: u64,
+        /// What is in use, free room in pages that hold something included.
+        used_bytes: u64,
+    },
     /// The owner of the mappings could not map more.
     #[error("cannot map a window: {0}")]
     Refused(String),
@@ -49,6 +62,16 @@ pub unsafe trait Ground: Send + Sync {
     /// # Errors
     /// Names the first page that is damaged.
     fn check(&self, address: usize, bytes: usize) -> Result<(), Damaged>;
+
+    /// Whether the container may have so many pages more in use than the `used` ones, which cost a little to count. Called
+    /// under the arena's lock: it must not call into the heap.
+    ///
+    /// # Errors
+    /// [`GroundError::Quota`].
+    fn allow(&self, used: &dyn Fn() -> u64, more: u64) -> Result<(), GroundError> {
+        let _ = (used, more);
+        Ok(())
+    }
 
     /// Maps `count` windows from number `first_window` of the container, for cluster `cluster`.
     /// Called under the arena's lock: it must not call into the heap.

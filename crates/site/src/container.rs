@@ -2,7 +2,7 @@
 //! enters its pages in `driver`. Read [`Opened`] first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, Weak};
 
 use stead_heap::{Arena, Damaged, GroundError, RootError, TypeDescription};
@@ -82,6 +82,8 @@ pub(crate) struct Place {
     pub(crate) name: Arc<str>,
     pub(crate) shadow: Shadow,
     mode: Mode,
+    /// Bytes that it may hold; `u64::MAX` if nobody has said.
+    quota: AtomicU64,
     /// Not an owner: the site owns its open containers.
     site: Weak<Shared>,
     space: Arc<Space>,
@@ -111,6 +113,9 @@ impl Place {
             name: name.into(),
             shadow,
             mode,
+            quota: AtomicU64::new(
+                site.store.container_quota(reservation.container()).unwrap_or(u64::MAX),
+            ),
             site: Arc::downgrade(site),
             space: Arc::clone(&site.space),
             table: Arc::clone(&site.table),
@@ -154,6 +159,24 @@ impl Place {
     pub(crate) fn assign(&self, first: u32, count: u32, number: u16) -> Result<(), GroundError> {
         let windows: Vec<u32> = (first..first + count).collect();
         self.map(number, &windows).map_err(|e| GroundError::Refused(e.to_string()))
+    }
+
+    pub(crate) fn set_quota(&self, quota: Option<u64>) {
+        self.quota.store(quota.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether the heap may have so many pages more than those that it uses, in its words.
+    pub(crate) fn allow_pages(&self, used: &dyn Fn() -> u64, more: u64) -> Result<(), GroundError> {
+        let quota_bytes = self.quota.load(Ordering::Relaxed);
+        if quota_bytes == u64::MAX {
+            return Ok(());
+        }
+        let used = used();
+        if used + more <= quota_bytes / PAGE_SIZE as u64 {
+            return Ok(());
+        }
+        let container = self.name.to_string();
+        Err(GroundError::Quota { container, quota_bytes, used_bytes: used * PAGE_SIZE as u64 })
     }
 
     /// Brings pages into memory that are not there.

@@ -338,6 +338,14 @@ pub enum ContainerError {
         "the directory of containers is not there since the store went back: drop the store, and open it again"
     )]
     NoDirectory,
+    /// Its quota could not be laid down, so that it was not made.
+    #[error("container {name:?} was not made, since its quota cannot be kept: {source}")]
+    Quota {
+        /// The container.
+        name: String,
+        /// Why.
+        source: Box<CommitError>,
+    },
     /// This thread has a section open.
     #[error("a container cannot be opened inside a section: open it before")]
     InSection,
@@ -410,6 +418,20 @@ impl SnapshotError {
     pub fn is_unknown(&self) -> bool {
         matches!(self, SnapshotError::Store(stead_store::SnapshotError::Unknown { .. }))
     }
+}
+
+/// A quota was not laid down. All is as before.
+#[derive(thiserror::Error, Debug)]
+pub enum QuotaError {
+    /// There is no such container, or this thread has a section open.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// It is too small, the store is open for reading only, or the disk refuses.
+    #[error(transparent)]
+    Store(#[from] CommitError),
+    /// The store was opened before this process was forked off.
+    #[error("this process was forked from the one that opened the store; open it here after fork")]
+    Forked,
 }
 
 /// No backup was written, or not to its end.
@@ -588,6 +610,21 @@ pub enum StabiliseError {
     /// The record could not be written: disk full, or an error of the disk.
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// A container holds more in memory than it may hold when it is stable.
+    #[error(
+        "nothing was stabilised: container {name:?} holds {held_bytes} bytes of its quota of {quota_bytes} and would hold \
+         {asked_bytes}; free something in it, or raise its quota (`Container::set_quota`, `stead quota`), and stabilise again"
+    )]
+    ContainerFull {
+        /// The container.
+        name: String,
+        /// What it may hold.
+        quota_bytes: u64,
+        /// What is stable of it.
+        held_bytes: u64,
+        /// What would have been.
+        asked_bytes: u64,
+    },
     /// Which pages are dirty could not be found.
     #[error("dirty pages could not be found: {0}")]
     Scan(#[from] ScanError),

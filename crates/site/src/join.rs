@@ -62,6 +62,10 @@ unsafe impl Ground for Place {
         self.bring(PageRange::new(first, last as u64 + 1))
     }
 
+    fn allow(&self, used: &dyn Fn() -> u64, more: u64) -> Result<(), GroundError> {
+        self.allow_pages(used, more)
+    }
+
     fn assign(&self, first_window: u32, count: u32, cluster: u16) -> Result<(), GroundError> {
         Place::assign(self, first_window, count, cluster)
     }

@@ -10,6 +10,7 @@ mod driver;
 pub mod error;
 mod join;
 pub mod options;
+mod quota;
 mod scrub;
 pub mod site;
 mod snapshot;
@@ -19,8 +20,8 @@ mod word;
 
 pub use container::Opened;
 pub use error::{
-    BackupError, CheckError, ContainerError, OpenError, OpenErrorKind, RemoveError, SectionError,
-    SnapshotError, StabiliseError,
+    BackupError, CheckError, ContainerError, OpenError, OpenErrorKind, QuotaError, RemoveError,
+    SectionError, SnapshotError, StabiliseError,
 };
 pub use join::Typed;
 pub use options::{ContainerOptions, OpenOptions};

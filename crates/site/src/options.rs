@@ -12,6 +12,7 @@ use crate::step::rounds::Pace;
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     pub(crate) create: bool,
+    pub(crate) quota: Option<u64>,
     pub(crate) pace: Pace,
     pub(crate) fill_bytes_max: u64,
     pub(crate) allowed: Allowed,
@@ -21,6 +22,7 @@ impl Default for OpenOptions {
     fn default() -> Self {
         OpenOptions {
             create: true,
+            quota: None,
             pace: Pace::default(),
             fill_bytes_max: 1 << 30,
             allowed: Allowed::ALL,
@@ -39,6 +41,14 @@ impl OpenOptions {
     #[must_use]
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
+        self
+    }
+
+    /// How many bytes of the disk the store may take, if it is made (default: as many as there are). Without effect on a
+    /// store that exists: see `Store::set_quota`.
+    #[must_use]
+    pub fn quota(mut self, bytes: Option<u64>) -> Self {
+        self.quota = bytes;
         self
     }
 
@@ -79,11 +89,12 @@ impl OpenOptions {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ContainerOptions {
     pub(crate) windows: u32,
+    pub(crate) quota: Option<u64>,
 }
 
 impl Default for ContainerOptions {
     fn default() -> Self {
-        ContainerOptions { windows: 2 }
+        ContainerOptions { windows: 2, quota: None }
     }
 }
 
@@ -103,6 +114,14 @@ impl ContainerOptions {
     pub fn address_bytes(mut self, bytes: u64) -> Self {
         let windows = bytes.div_ceil(WINDOW_SIZE as u64).max(1);
         self.windows = u32::try_from(windows).unwrap_or(u32::MAX);
+        self
+    }
+
+    /// How many bytes the container may hold (default: as many as its addresses and the store allow). It can be
+    /// changed later: see `Container::set_quota`.
+    #[must_use]
+    pub fn quota(mut self, bytes: Option<u64>) -> Self {
+        self.quota = bytes;
         self
     }
 }

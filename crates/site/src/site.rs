@@ -26,6 +26,7 @@ use crate::driver::{Shared, background, faults};
 use crate::error::{ContainerError, OpenError, OpenErrorKind, RemoveError, StabiliseError};
 use crate::join::Typed;
 use crate::options::{ContainerOptions, OpenOptions};
+use crate::quota::give_quota;
 use crate::snapshot::{clear_unfinished, keep_numbers};
 use crate::stat::{ContainerStat, Counters, SiteStat, WrittenPages};
 use crate::step::rounds::Stable;
@@ -62,7 +63,7 @@ impl Site {
     /// open, if it is damaged, or if this system lacks what is needed.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Site, OpenError> {
         let space = Arc::new(Space::open_allowed(options.allowed)?);
-        let (store, report) = open_store(dir, options.create, &space)?;
+        let (store, report) = open_store(dir, options, &space)?;
         Site::start(dir, (store, report), None, space, options)
     }
 
@@ -440,6 +441,7 @@ impl Site {
             created_unix_s: entry
                 .map_or(self.shared.store.header().created, |e| e.created_unix_s()),
             stored_bytes: stored * PAGE_SIZE as u64,
+            quota_bytes: self.shared.store.container_quota(id),
             resident_bytes: resident.map(|pages| pages * PAGE_SIZE as u64),
         }
     }
@@ -514,6 +516,11 @@ impl Site {
             .read(|directory, _| directory.next_id())
             .map_err(|_| ContainerError::InSection)?;
         let reservation = reserve(&self.shared, id, run, name)?;
+        // Before there is such a container, so that there is none without it.
+        give_quota(&self.shared.store, id, options.quota).map_err(|why| ContainerError::Quota {
+            name: name.to_owned(),
+            source: Box::new(why),
+        })?;
         let opened = open_place(&self.shared, reservation, name, id, Mode::Faulted)?;
         let entry = system
             .exclusive(|directory, tx| directory.add(tx, name, run, now))
@@ -665,10 +672,16 @@ fn stop(shared: &Shared, mut threads: Vec<JoinHandle<()>>) {
     }
 }
 
-fn open_store(dir: &Path, create: bool, space: &Space) -> Result<(Store, OpenReport), OpenError> {
-    if create && Store::is_vacant(dir) {
+fn open_store(
+    dir: &Path,
+    options: &OpenOptions,
+    space: &Space,
+) -> Result<(Store, OpenReport), OpenError> {
+    if options.create && Store::is_vacant(dir) {
         let base_window = free_window(space);
-        match Store::create(dir, &CreateOptions { base_window, ..CreateOptions::default() }) {
+        let quota = options.quota;
+        match Store::create(dir, &CreateOptions { base_window, quota, ..CreateOptions::default() })
+        {
             Ok(store) => return Ok((store, OpenReport::default())),
             // Another process was quicker.
             Err(stead_store::CreateError::Exists { .. }) => {}

@@ -16,6 +16,7 @@ use stead_store::{
 use crate::directory::{Directory, Entry};
 use crate::error::{BackupError, ContainerError, SnapshotError, StabiliseError};
 use crate::join::Typed;
+use crate::quota::give_quota;
 use crate::site::{Site, open_system, taken_windows};
 
 impl Site {
@@ -141,6 +142,10 @@ impl Site {
             .map_err(|_| ContainerError::InSection)?;
         // Killed between here and the end of the round, this leaves a container that says it is another: see
         // `clear_unfinished`.
+        give_quota(store, id, None).map_err(|why| ContainerError::Quota {
+            name: name.to_owned(),
+            source: Box::new(why),
+        })?;
         store.branch(snapshot, origin, id)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let stable = self.shared.rounds.stabilise_edit(&self.shared, gate, |batch| {

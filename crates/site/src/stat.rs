@@ -67,6 +67,8 @@ pub struct ContainerStat {
     pub created_unix_s: u64,
     /// Bytes of its pages that are stable.
     pub stored_bytes: u64,
+    /// Bytes that it may hold; `None` if nobody has said.
+    pub quota_bytes: Option<u64>,
     /// Bytes of its pages that are in memory; `None` if it is not open here.
     pub resident_bytes: Option<u64>,
 }

@@ -3,7 +3,9 @@
 
 use stead_store::{BackupError as CopyError, CommitError, ReadError, RestoreError, word_of};
 
-use crate::error::{BackupError, ContainerError, OpenError, SnapshotError, StabiliseError};
+use crate::error::{
+    BackupError, ContainerError, OpenError, QuotaError, SnapshotError, StabiliseError,
+};
 
 impl SnapshotError {
     /// In which way it was refused: `no_snapshot`, `exists`, `bad_name`, `in_use` or another of those in `docs/command.md`.
@@ -28,12 +30,25 @@ impl SnapshotError {
 }
 
 impl StabiliseError {
-    /// In which way it was refused: `no_space`, `not_permitted`, `damaged` or `system`.
+    /// In which way it was refused: `no_space`, `quota`, `not_permitted`, `damaged` or `system`.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
             StabiliseError::Commit(error) => error.word(),
+            StabiliseError::ContainerFull { .. } => "quota",
             _ => "system",
+        }
+    }
+}
+
+impl QuotaError {
+    /// In which way it was refused: `no_container`, `no_space`, `quota` or another of those in `docs/command.md`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            QuotaError::Container(error) => error.word(),
+            QuotaError::Store(error) => error.word(),
+            QuotaError::Forked => "system",
         }
     }
 }
@@ -46,6 +61,7 @@ impl ContainerError {
             error if error.is_damage() => "damaged",
             ContainerError::Missing { .. } => "no_container",
             ContainerError::Name(_) => "bad_name",
+            ContainerError::Quota { source, .. } => source.word(),
             ContainerError::Reserve { .. } => "addresses_taken",
             ContainerError::AddressSpace { .. } | ContainerError::OutOfAddresses(_) => {
                 "no_addresses"

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use stead_heap::{Exclusive, Read, Root, Write};
 use stead_model::Address;
-use stead_site::{CheckError, SectionError, Site, Typed};
+use stead_site::{CheckError, QuotaError, SectionError, Site, Typed};
 
 use crate::error::Error;
 
@@ -62,6 +62,27 @@ impl<R> Container<R> {
 }
 
 impl<R> Container<R> {
+    /// How many bytes it may hold; `None` if nobody has said.
+    #[must_use]
+    pub fn quota(&self) -> Option<u64> {
+        self.site.container_quota(self.inner.opened().id())
+    }
+
+    /// Lays down how many bytes the container may hold, for as long as it lives; `None`: as many as its addresses and the
+    /// store allow. Counted are whole pages: those that hold something, and those that describe them.
+    ///
+    /// An allocation that would need more pages than that fails with [`AllocError`](crate::AllocError), and so usually
+    /// its section, which is undone. What is allocated counts there, written or not. A stabilisation makes sure: if
+    /// there would be more stable pages than that, and more than there are, it fails as a whole, for all containers, and
+    /// says so; memory keeps all changes. Then free something, raise the quota, or [`Store::abandon`](crate::Store::abandon).
+    /// A container that holds more already keeps that. Durable on return.
+    ///
+    /// # Errors
+    /// If called inside a section, or the disk refuses.
+    pub fn set_quota(&self, quota: Option<u64>) -> Result<(), QuotaError> {
+        self.site.set_container_quota(self.name(), quota)
+    }
+
     /// Brings the pages of a range of addresses into memory, and says so if one of them is damaged on the disk
     /// (B12). A plain load cannot return an error: that of a damaged page ends the process with SIGBUS, after a
     /// message on standard error; so does a store, even if it is the first of many that would overwrite the

@@ -3,7 +3,8 @@
 
 use stead_heap::{AllocError, Damaged, LockError};
 use stead_site::{
-    CheckError, ContainerError, OpenError, RemoveError, SectionError, SnapshotError, StabiliseError,
+    CheckError, ContainerError, OpenError, QuotaError, RemoveError, SectionError, SnapshotError,
+    StabiliseError,
 };
 
 /// What stead's own calls and closures return.
@@ -31,6 +32,9 @@ pub enum Error {
     /// Nothing came of what was asked about snapshots.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// A quota was not laid down.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// Memory in a container could not be had.
     #[error(transparent)]
     Alloc(#[from] AllocError),

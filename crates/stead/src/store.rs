@@ -10,8 +10,9 @@ use std::time::Duration;
 use stead_heap::{Root, Tx};
 use stead_site::site::GATE_DEFAULT;
 use stead_site::{
-    ContainerOptions, Counters, Damaged, OpenError, OpenOptions, RemoveError, ScrubOptions,
-    ScrubProgress, Scrubbed, Site, SiteStat, SnapshotError, SnapshotInfo, StabiliseError,
+    ContainerOptions, Counters, Damaged, OpenError, OpenOptions, QuotaError, RemoveError,
+    ScrubOptions, ScrubProgress, Scrubbed, Site, SiteStat, SnapshotError, SnapshotInfo,
+    StabiliseError,
 };
 
 use crate::container::Container;
@@ -200,6 +201,25 @@ impl Store {
     /// origin's addresses, or if this cannot be made stable now.
     pub fn branch(&self, snapshot: &str, container: &str, name: &str) -> Result<(), SnapshotError> {
         self.site.branch(snapshot, container, name, GATE_DEFAULT)
+    }
+
+    /// Lays down how many bytes of the disk the store may take, for good; `None`: as many as there are. At its quota a store
+    /// is like one on a full disk: stabilisations that need more room fail with the reason and take nothing back, and
+    /// removing containers or dropping snapshots makes room. A store that takes more already becomes smaller as it
+    /// can. Durable on return.
+    ///
+    /// # Errors
+    /// If it is less than a store needs (about 32 MiB), or the disk refuses.
+    pub fn set_quota(&self, quota: Option<u64>) -> Result<(), QuotaError> {
+        self.site.set_quota(quota)
+    }
+
+    /// As [`Container::set_quota`], for a container that need not be open, nor readable.
+    ///
+    /// # Errors
+    /// If there is none of this name; as [`Container::set_quota`].
+    pub fn set_container_quota(&self, name: &str, quota: Option<u64>) -> Result<(), QuotaError> {
+        self.site.set_container_quota(name, quota)
     }
 
     /// Names of all containers, in order.

@@ -20,8 +20,9 @@ use crate::keep::Keeper;
 use crate::layer::Layer;
 use crate::next::Next;
 use crate::planted::{self, Bug};
+use crate::settings::{Setting, Settings};
 use crate::space::{Layout, NoSegment};
-use crate::store::Store;
+use crate::store::{State, Store};
 use crate::tree::Moves;
 use crate::versions::Versions;
 
@@ -38,7 +39,7 @@ enum Chain {
 }
 
 /// What a checkpoint changes apart from bringing the map up to date.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Change {
     Nothing,
     /// A snapshot of the state at which the checkpoint finds the store.
@@ -52,6 +53,8 @@ pub(crate) enum Change {
     GoBack {
         number: u64,
     },
+    /// Something is laid down for good.
+    Set(Setting),
     /// A container becomes the same as another one in a snapshot.
     Branch {
         number: u64,
@@ -66,6 +69,14 @@ struct Stored {
     tree_counts: Vec<u32>,
     position: LogPosition,
     generations: Vec<u64>,
+    settings: Settings,
+}
+
+/// What a checkpoint is of: the state as it found it.
+struct Frozen<'a> {
+    layer: &'a Layer,
+    position: LogPosition,
+    settings: Settings,
 }
 
 impl Store {
@@ -117,14 +128,15 @@ impl Store {
         change: &Change,
     ) -> Result<(), CommitError> {
         let failures = self.disk.failures();
-        let (frozen, position, replay_blocks) = {
+        let (frozen, position, settings, replay_blocks) = {
             let mut state = self.state_mut();
             let frozen = Arc::new(std::mem::take(&mut state.active));
             state.frozen = Some(Arc::clone(&frozen));
-            (frozen, state.position, state.replay_blocks)
+            (frozen, state.position, state.settings.clone(), state.replay_blocks)
         };
         let moves = std::mem::take(&mut keeper.moves);
-        match self.store_map(keeper, &frozen, position, chain, change, &moves) {
+        let found = Frozen { layer: &frozen, position, settings };
+        match self.store_map(keeper, found, chain, change, &moves) {
             Ok(stored) => {
                 self.put_in_force(stored, &frozen, replay_blocks);
                 Ok(())
@@ -152,12 +164,12 @@ impl Store {
     fn store_map(
         &self,
         keeper: &mut Keeper,
-        frozen: &Layer,
-        mut position: LogPosition,
+        frozen: Frozen<'_>,
         chain: Chain,
         change: &Change,
         moves: &Moves,
     ) -> Result<Stored, CommitError> {
+        let Frozen { layer, mut position, mut settings } = frozen;
         let since = self.disk.failures();
         self.replace_unusable_root(keeper, since)?;
         if let Chain::NewEpoch { elsewhere } = chain {
@@ -172,11 +184,17 @@ impl Store {
         let mut next = Next::of(self);
         next.relocate(moves, &mut keeper.cold)?;
         match *change {
-            Change::GoBack { number } => next.go_back(number)?,
-            _ => next.apply(frozen, &mut keeper.cold)?,
+            Change::GoBack { number } => {
+                next.go_back(number)?;
+                settings
+                    .containers
+                    .retain(|container, _| next.versions.live.contains_key(container));
+            }
+            _ => next.apply(layer, &mut keeper.cold)?,
         }
         match change {
             Change::Nothing | Change::GoBack { .. } => {}
+            Change::Set(setting) => settings.set(*setting),
             Change::Take { name } => next.take(name, keeper.generation + 1, &position),
             Change::Drop { number } => next.drop_snapshot(*number)?,
             Change::Branch { number, origin, new } => next.branch(*number, *origin, *new)?,
@@ -191,7 +209,13 @@ impl Store {
         let Next { versions, mut tree_counts, .. } = next;
 
         let generation = keeper.generation + 1;
-        let table = self.store_table(keeper, &versions, change, &mut tree_counts, generation)?;
+        let told = if planted::is(Bug::QuotaForgotten) && *change == Change::Nothing {
+            Settings::default()
+        } else {
+            settings.clone()
+        };
+        let parts = Parts { versions: &versions, settings: &told };
+        let table = self.store_table(keeper, &parts, change, &mut tree_counts, generation)?;
         if !planted::is(Bug::NoFlushBeforeRoot) {
             self.disk.sync(Purpose::Upkeep, since)?;
         }
@@ -205,6 +229,9 @@ impl Store {
             pinned: versions.snapshots.pinned,
             groups: self.groups.load(Ordering::SeqCst),
             lost,
+            quota: told.quota.unwrap_or_default(),
+            space_percent: 0,
+            quotas: told.containers.len() as u32,
             table: table.extents.clone(),
         };
         let mut generations = Vec::new();
@@ -222,19 +249,20 @@ impl Store {
         }
         keeper.cold.table = table.extents;
         (keeper.lost, keeper.recount) = (lost, false);
-        Ok(Stored { versions, tree_counts, position, generations })
+        Ok(Stored { versions, tree_counts, position, generations, settings })
     }
 
-    /// Writes the table of containers, segments, snapshots and branches.
+    /// Writes the table of containers, segments, snapshots, branches and quotas.
     fn store_table(
         &self,
         keeper: &mut Keeper,
-        versions: &Versions,
+        &Parts { versions, settings }: &Parts<'_>,
         change: &Change,
         tree_counts: &mut Vec<u32>,
         generation: u64,
     ) -> Result<Table, CommitError> {
         let versions_part = versions.encode();
+        let quotas_part = settings.encode();
         let adding = matches!(change, Change::Take { .. } | Change::Branch { .. });
         if adding && versions_part.len() > VERSIONS_BYTES_MOST {
             return Err(CommitError::Limit(
@@ -262,13 +290,15 @@ impl Store {
             counted = extents.len();
             let state = self.state();
             let segments = state.space.segments();
-            let needed = bytes.len() + segments * TABLE_SEGMENT_BYTES + versions_part.len();
+            let behind = versions_part.len() + quotas_part.len();
+            let needed = bytes.len() + segments * TABLE_SEGMENT_BYTES + behind;
             let needed = needed.div_ceil(BLOCK) as u64;
             if needed <= room {
                 tree_counts.resize(segments, 0);
                 bytes.extend(state.space.encode(tree_counts, generation));
                 drop(state);
                 bytes.extend_from_slice(&versions_part);
+                bytes.extend_from_slice(&quotas_part);
                 bytes.resize(room as usize * BLOCK, 0);
                 keeper.cold.write_table(self, &mut extents, &bytes)?;
                 let versions = versions_part.len() as u32;
@@ -325,6 +355,12 @@ impl Store {
         let mut state = self.state_mut();
         state.trees = stored.versions.live;
         state.snapshots = stored.versions.snapshots;
+        state.settings = stored.settings;
+        let State { settings, active, .. } = &mut *state;
+        for (container, _) in active.containers().filter(|(_, changes)| changes.dropped) {
+            settings.forget(container);
+        }
+        self.heed(settings);
         for place in frozen.places() {
             state.space.uncount_layer(place);
         }
@@ -350,6 +386,12 @@ impl Store {
             }
         }
     }
+}
+
+/// What the table tells beside segments.
+struct Parts<'a> {
+    versions: &'a Versions,
+    settings: &'a Settings,
 }
 
 /// A table that has been written.

@@ -149,17 +149,24 @@ impl Store {
     }
 
     /// Most live blocks that a segment may have to be worth cleaning: by what the file may have on average.
-    pub(crate) fn live_most(&self) -> u64 {
+    pub(crate) fn live_most(&self, state: &State) -> u64 {
         let percent = u64::from(self.space_percent.load(Ordering::Relaxed));
         let blocks = self.layout().segment_blocks;
+        let mut average = blocks * 100 / percent;
+        if state.space.segments() >= self.segments_of_quota() {
+            // It cannot have more, however full its segments are.
+            let segments = state.space.segments().max(1) as u64;
+            average = average.max(state.space.live_blocks() / segments);
+        }
         // Half way between the average and a full segment.
-        (blocks + blocks * 100 / percent) / 2
+        (blocks + average) / 2
     }
 
     /// The best segment to be emptied next, of those whose live blocks find room.
     fn next_victim(&self, keeper: &Keeper) -> Option<Victim> {
         let fits = self.room_for(keeper, self.state().space.free_segments());
-        let live_most = (1..=self.live_most()).rev().find(|&live| fits(live))?;
+        let live_most = self.live_most(&self.state());
+        let live_most = (1..=live_most).rev().find(|&live| fits(live))?;
         self.state().space.best_victim(live_most)
     }
 
@@ -309,7 +316,7 @@ impl Store {
         self.disk.sync(Purpose::Cleaning, since)?;
         let mut state = self.state_mut();
         for (family, page, from, to) in moves {
-            state.space.note_born(to.place, born);
+            state.space.note_moved(to.place, born);
             keeper.moves.page(family, page, from, to);
         }
         Ok(())

@@ -17,12 +17,16 @@ use crate::error::CommitError;
 use crate::format::{BLOCK, CHUNK_ENTRIES, Chunk, ChunkKind, Entry, LogPosition, Place};
 use crate::medium::WriteRequest;
 use crate::planted::{self, Bug};
-use crate::space::NoSegment;
+use crate::settings::Held;
+use crate::space::{COLD_RESERVE, COLD_RESERVE_LEAST, NoSegment};
 use crate::store::{State, Store};
 
 /// What a chunk costs recovery at most, in blocks read one after the other: behind a long chunk it reads at
 /// another place instead.
 const CHUNK_REPLAY_BLOCKS: u64 = 25;
+
+/// Nodes of the map above those that a small record changes.
+const ROOT_NODES: u64 = 8;
 
 /// A stabilisation that is durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +53,9 @@ pub(crate) struct Writer {
     /// Whether the segment being written is suspect, so that the next epoch must begin in another.
     pub(crate) suspect: bool,
     headers: Option<AlignedBuf>,
+    pub(crate) held: Held,
+    /// Whether the last stabilisation was refused because of a container's quota.
+    pub(crate) refused: bool,
 }
 
 /// A chunk, and which images of which batch are its payload.
@@ -67,23 +74,23 @@ pub(crate) struct Plan {
     /// The position behind; its chain checksum is that behind the last chunk that has been sealed.
     pub(crate) behind: LogPosition,
     segments_taken: usize,
-    /// Whether it may have the last segments: of a full store it is what makes room.
-    makes_room: bool,
+    /// Segments that it leaves to the map: fewer if it is what makes room in a full store.
+    reserve: usize,
 }
 
 impl Plan {
     /// Nothing yet, behind the last stabilisation.
-    pub(crate) fn at(state: &State, makes_room: bool) -> Plan {
+    pub(crate) fn at(state: &State, reserve: usize) -> Plan {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let behind = LogPosition { time, ..state.position };
-        Plan { chunks: Vec::new(), behind, segments_taken: 0, makes_room }
+        Plan { chunks: Vec::new(), behind, segments_taken: 0, reserve }
     }
 
     /// Nothing yet, behind this one.
     pub(crate) fn go_on(&self) -> Plan {
-        let (behind, makes_room) = (self.behind, self.makes_room);
-        Plan { chunks: Vec::new(), behind, segments_taken: 0, makes_room }
+        let (behind, reserve) = (self.behind, self.reserve);
+        Plan { chunks: Vec::new(), behind, segments_taken: 0, reserve }
     }
 
     /// Takes up what was planned behind it.
@@ -139,13 +146,19 @@ impl Store {
     ) -> Vec<Result<Committed, CommitError>> {
         match self.commit_records(writer, batches) {
             Ok(committed) => committed.into_iter().map(Ok).collect(),
-            Err(CommitError::NoSpace { .. }) if batches.len() > 1 => batches
-                .iter_mut()
-                .map(|batch| {
-                    let committed = self.commit_records(writer, std::slice::from_mut(batch))?;
-                    Ok(committed.into_iter().next().expect("there is one for each batch"))
-                })
-                .collect(),
+            Err(error)
+                if batches.len() > 1
+                    && (error.is_no_room()
+                        || matches!(error, CommitError::ContainerFull { .. })) =>
+            {
+                batches
+                    .iter_mut()
+                    .map(|batch| {
+                        let committed = self.commit_records(writer, std::slice::from_mut(batch))?;
+                        Ok(committed.into_iter().next().expect("there is one for each batch"))
+                    })
+                    .collect()
+            }
             Err(error) => {
                 let mut outcomes: Vec<_> = batches.iter().map(|_| Err(error.again())).collect();
                 if planted::is(Bug::FollowersUnflushed) {
@@ -181,6 +194,8 @@ impl Store {
             batches.iter_mut().for_each(|batch| batch.clear());
             return Ok(asked.iter().map(|_| self.nothing_to_commit()).collect());
         }
+        let entries = asked.iter().flat_map(|asked| &asked.entries).map(|&(entry, _)| entry);
+        let held = self.check_quotas(writer, entries)?;
         let records = asked.iter().filter(|asked| !asked.entries.is_empty()).count();
         if records > 1 && !self.groups.swap(true, Ordering::SeqCst) {
             // Both roots must say so before there is such a thing in the chain.
@@ -203,7 +218,11 @@ impl Store {
                 break;
             }
         }
-        let plan = self.plan_with_room(|state| plan(state, &asked), no_room)?;
+        let plan = {
+            let images = asked.iter().map(|asked| asked.images).sum();
+            let plan = |state: &mut State, to_the_last| plan(state, &asked, to_the_last);
+            self.plan_with_room(plan, images, no_room)?
+        };
         // It may have become shorter meanwhile.
         let grown = self.state().space.segments().saturating_sub(grown_before);
         let file_grown = grown as u64 * self.layout().segment_blocks;
@@ -222,6 +241,7 @@ impl Store {
         };
         (writer.epoch, writer.suspect) = (epoch, suspect);
         let mut sequence = self.conclude(&plan);
+        (writer.held, writer.refused) = (held, false);
         let maintain_soon = self.wants_maintenance();
         let mut shared = (flushes, file_grown * BLOCK as u64);
         let mut committed = Vec::with_capacity(batches.len());
@@ -276,6 +296,7 @@ impl Store {
         let state = self.state();
         let known = |container| {
             state.trees.contains_key(&container)
+                || state.settings.containers.contains_key(&container)
                 || state.active.changes(container).is_some()
                 || state.frozen.as_ref().is_some_and(|f| f.changes(container).is_some())
                 || earlier.iter().any(|batch| batch.holds_any_of(container))
@@ -304,22 +325,38 @@ impl Store {
         entries
     }
 
+    /// Takes the room that `plan` says, of a record with so many images; if there is none otherwise, and it is asked to,
+    /// to the last segment.
     pub(crate) fn plan_with_room(
         &self,
-        plan: impl Fn(&mut State) -> Result<Plan, NoSegment>,
+        plan: impl Fn(&mut State, bool) -> Result<Plan, NoSegment>,
+        images: usize,
         mut no_room: Option<CommitError>,
     ) -> Result<Plan, CommitError> {
         loop {
-            let planned = plan(&mut self.state_mut());
+            let planned = plan(&mut self.state_mut(), false);
             match planned {
                 Ok(plan) => return Ok(plan),
                 Err(NoSegment) => match no_room.take() {
+                    Some(error) if self.needs_no_reserve(images) => {
+                        let planned = plan(&mut self.state_mut(), true);
+                        return planned.map_err(|NoSegment| error);
+                    }
                     Some(error) => return Err(error),
                     // Upkeep has been quicker.
                     None => self.grow(1, false)?,
                 },
             }
         }
+    }
+
+    /// Whether the map can be stored behind a record of so many images, which makes room, in the segment that its stream is
+    /// writing: then the record may have the last one.
+    fn needs_no_reserve(&self, images: usize) -> bool {
+        let keeper = self.keeper();
+        // Until a segment that is let go of is free it takes three roots, each with a table and two headers.
+        let roots = 3 * (keeper.cold.table_blocks() + 2);
+        keeper.cold.room(self) >= roots + 2 * images as u64 + ROOT_NODES
     }
 
     /// Writes and flushes what `plan` has, which must come behind what is sealed up to there; fails if anything has since
@@ -399,9 +436,14 @@ pub(crate) fn replay_cost(chunk: &Chunk) -> u64 {
 }
 
 /// Cuts the batches' entries into chunks behind the current position, taking segments as needed.
-fn plan(state: &mut State, asked: &[Asked]) -> Result<Plan, NoSegment> {
+fn plan(state: &mut State, asked: &[Asked], to_the_last: bool) -> Result<Plan, NoSegment> {
     let makes_room = asked.iter().all(|asked| asked.images == 0 || asked.drops());
-    let mut plan = Plan::at(state, makes_room);
+    let reserve = match (makes_room, to_the_last) {
+        (true, true) => 0,
+        (true, false) => COLD_RESERVE_LEAST,
+        (false, _) => COLD_RESERVE,
+    };
+    let mut plan = Plan::at(state, reserve);
     let most = state.space.layout().chunk_blocks() as usize;
     let asking = asked.iter().enumerate().filter(|(_, asked)| !asked.entries.is_empty());
     for (group, (batch, asked)) in asking.enumerate() {
@@ -484,7 +526,7 @@ fn push_chunk(
 ) -> Result<(), NoSegment> {
     let behind = &mut plan.behind;
     if behind.next_segment.is_none() {
-        match state.space.extend_chain(plan.makes_room) {
+        match state.space.extend_chain(plan.reserve) {
             Ok(place) => behind.next_segment = place,
             Err(NoSegment) => {
                 state.space.shorten_chain(plan.segments_taken);

@@ -24,6 +24,7 @@ use crate::format::{SUPERBLOCKS, Superblock};
 use crate::medium::Medium;
 use crate::pin;
 use crate::recover::{Hold, OpenReport, open_at};
+use crate::settings::SEGMENTS_LEAST;
 use crate::space::{Layout, SEGMENT_BLOCKS};
 use crate::store::Store;
 
@@ -31,6 +32,9 @@ const LOCK: &str = "lock";
 pub(crate) const LOG: &str = "log";
 /// The log while it is being made.
 const LOG_NEW: &str = "log.new";
+
+/// Blocks of a segment, if nobody says otherwise.
+const SEGMENT_USUAL: u32 = 1024;
 
 /// Segments of a new store.
 const FIRST_SEGMENTS: usize = 4;
@@ -47,6 +51,8 @@ pub struct CreateOptions {
     pub store_id: Option<u128>,
     /// When it was created, in seconds since 1970; now if `None`.
     pub created: Option<u64>,
+    /// How many bytes its file may have, as for [`Store::set_quota`]; as many as the disk gives if `None`.
+    pub quota: Option<u64>,
 }
 
 impl Store {
@@ -90,7 +96,7 @@ impl Store {
             }
             let medium = FileMedium::create(&new)?;
             let superblock = superblock(options)?;
-            format_medium(&medium, &superblock)?;
+            format_medium(&medium, &superblock, options.quota)?;
             fs::rename(&new, &log)?;
             sync_dir(dir)?;
             Ok(medium)
@@ -146,7 +152,8 @@ impl Store {
         if let Some(why) = bad_options(options) {
             return Err(CreateError::BadOptions(why));
         }
-        let made = superblock(options).and_then(|superblock| format_medium(&*medium, &superblock));
+        let made = superblock(options)
+            .and_then(|superblock| format_medium(&*medium, &superblock, options.quota));
         made.map_err(|source| CreateError::Io { path: path.clone(), action: "creating", source })?;
         let (store, _) = open_at(medium, &path, Hold::Alone).map_err(|error| CreateError::Io {
             path: path.clone(),
@@ -242,6 +249,14 @@ fn bad_options(options: &CreateOptions) -> Option<&'static str> {
     if options.segment_blocks.is_some_and(|blocks| !SEGMENT_BLOCKS.contains(&blocks)) {
         return Some("a segment must have from 8 to 65536 blocks");
     }
+    let layout =
+        Layout { segment_blocks: u64::from(options.segment_blocks.unwrap_or(SEGMENT_USUAL)) };
+    if options.quota.is_some_and(|bytes| bytes < layout.file_bytes(SEGMENTS_LEAST)) {
+        return Some(
+            "the quota is too small for a store, which needs eight segments and 65536 bytes at the least: \
+             33619968 bytes if segments have the usual size",
+        );
+    }
     if options.base_window.is_some_and(|window| window >= WINDOW_COUNT) {
         return Some("the base window lies outside the address range");
     }
@@ -259,7 +274,7 @@ fn superblock(options: &CreateOptions) -> io::Result<Superblock> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Superblock {
         format_version: FORMAT_VERSION,
-        segment_blocks: options.segment_blocks.unwrap_or(1024),
+        segment_blocks: options.segment_blocks.unwrap_or(SEGMENT_USUAL),
         store_id: options.store_id.unwrap_or(id),
         base_window: options.base_window.unwrap_or(window % WINDOW_COUNT),
         created: options.created.unwrap_or(now.as_secs()),
@@ -267,7 +282,11 @@ fn superblock(options: &CreateOptions) -> io::Result<Superblock> {
 }
 
 /// Writes the header of an empty store.
-fn format_medium(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()> {
+fn format_medium(
+    medium: &dyn Medium,
+    superblock: &Superblock,
+    quota: Option<u64>,
+) -> io::Result<()> {
     let layout = Layout { segment_blocks: u64::from(superblock.segment_blocks) };
     medium.set_len(layout.file_bytes(FIRST_SEGMENTS))?;
     let mut header = vec![0; HEADER_BLOCKS as usize * BLOCK];
@@ -289,14 +308,8 @@ fn format_medium(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()>
                 chain: 0,
                 time: 0,
             },
-            cold: Place::NONE,
-            containers: 0,
-            segments: 0,
-            versions: 0,
-            pinned: 0,
-            groups: false,
-            lost: false,
-            table: Vec::new(),
+            quota: quota.unwrap_or_default(),
+            ..Root::default()
         };
         put(block, &root.encode(superblock.store_id, slot));
     }

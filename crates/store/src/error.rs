@@ -257,6 +257,38 @@ pub enum CommitError {
     /// There are more containers or segments than the format has room for.
     #[error("{0}")]
     Limit(&'static str),
+    /// The store's file may not become longer: nothing is lost, and it works again when there is room.
+    #[error(
+        "no room to stabilise: the store has used up its quota of {quota_bytes} bytes; remove containers or drop snapshots, \
+         or raise the quota (`stead quota`), and stabilise again"
+    )]
+    StoreFull {
+        /// What its file may have.
+        quota_bytes: u64,
+    },
+    /// A container would hold more than it may.
+    #[error(
+        "nothing was stabilised: container {container} holds {held_bytes} bytes of its quota of {quota_bytes} and would hold \
+         {asked_bytes}; free something in it, or raise its quota (`stead quota`), and stabilise again"
+    )]
+    ContainerFull {
+        /// The container.
+        container: ContainerId,
+        /// What it may hold.
+        quota_bytes: u64,
+        /// What it holds now.
+        held_bytes: u64,
+        /// What it would have held.
+        asked_bytes: u64,
+    },
+    /// No store can do with so little.
+    #[error("a quota of {bytes} bytes is too small for a store, which needs {least} at the least")]
+    QuotaTooSmall {
+        /// What was asked for.
+        bytes: u64,
+        /// What there must be.
+        least: u64,
+    },
 }
 
 /// In which way the system refused, in one word that stays the same: `not_permitted`, `no_space` or `system`.
@@ -276,15 +308,25 @@ pub(crate) fn is_no_space(error: &io::Error) -> bool {
 }
 
 impl CommitError {
-    /// In which way it was refused, in one word that stays the same: `no_space`, `not_permitted`, `damaged` or `system`.
+    /// In which way it was refused, in one word that stays the same: `no_space`, `quota`, `not_permitted`, `damaged` or
+    /// `system`.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
             CommitError::NoSpace { .. } => "no_space",
             CommitError::Io { source, .. } => word_of(source),
             CommitError::Damaged(_) => "damaged",
+            CommitError::StoreFull { .. }
+            | CommitError::ContainerFull { .. }
+            | CommitError::QuotaTooSmall { .. } => "quota",
             CommitError::ReadOnly | CommitError::Limit(_) => "system",
         }
+    }
+
+    /// Whether there is no room: on the disk, or of what the store may have of it.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, CommitError::NoSpace { .. } | CommitError::StoreFull { .. })
     }
 
     pub(crate) fn io(action: &'static str, source: io::Error) -> Self {
@@ -309,6 +351,13 @@ impl CommitError {
             CommitError::Damaged(damage) => CommitError::Damaged(damage.clone()),
             CommitError::Limit(what) => CommitError::Limit(what),
             CommitError::ReadOnly => CommitError::ReadOnly,
+            &CommitError::StoreFull { quota_bytes } => CommitError::StoreFull { quota_bytes },
+            &CommitError::ContainerFull { container, quota_bytes, held_bytes, asked_bytes } => {
+                CommitError::ContainerFull { container, quota_bytes, held_bytes, asked_bytes }
+            }
+            &CommitError::QuotaTooSmall { bytes, least } => {
+                CommitError::QuotaTooSmall { bytes, least }
+            }
         }
     }
 }

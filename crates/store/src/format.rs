@@ -32,7 +32,14 @@ const ROOT_VERSION_SNAPSHOTS: u32 = 2;
 /// not know of those would believe too much of what it finds at the chain's end.
 const ROOT_VERSION_GROUPS: u32 = 3;
 const ROOT_VERSION_LOST: u32 = 4;
-pub(crate) const ROOT_VERSION_NEWEST: u32 = ROOT_VERSION_LOST;
+/// Of a store with settings. It says with flags what the numbers of the former say, and has more room before its
+/// extents. A reader that knows only those would forget the settings.
+const ROOT_VERSION_SETTINGS: u32 = 5;
+pub(crate) const ROOT_VERSION_NEWEST: u32 = ROOT_VERSION_SETTINGS;
+
+/// Flags of a root with settings: [`Root::groups`], [`Root::lost`].
+const ROOT_GROUPS: u32 = 1;
+const ROOT_LOST: u32 = 2;
 
 const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"STEADLOG");
 const ROOT_MAGIC: u64 = u64::from_le_bytes(*b"STEADRUT");
@@ -52,15 +59,19 @@ pub(crate) const CHUNK_ENTRIES: usize = (BLOCK - CHUNK_FIXED) / ENTRY_BYTES;
 /// Bytes of a container and of a segment in the table.
 pub(crate) const TABLE_CONTAINER_BYTES: usize = 40;
 pub(crate) const TABLE_SEGMENT_BYTES: usize = 4;
+/// The same of a container that has a quota.
+pub(crate) const TABLE_QUOTA_BYTES: usize = 12;
 
+/// Bytes of a root before its extents, without settings and with them.
 const ROOT_FIXED: usize = 128;
+const ROOT_FIXED_SETTINGS: usize = 224;
 const EXTENT_BYTES: usize = 24;
 
 /// More than any number that goes up by one can come to.
 const COUNTER_MOST: u64 = 1 << 62;
 
-/// Most extents of the table that a root can name.
-pub(crate) const ROOT_EXTENTS: usize = (SEAL - ROOT_FIXED) / EXTENT_BYTES;
+/// Most extents of the table that a root of any version can name.
+pub(crate) const ROOT_EXTENTS: usize = (SEAL - ROOT_FIXED_SETTINGS) / EXTENT_BYTES;
 
 /// A block's number in the file; 0, where the superblock lies, stands for "nowhere".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -359,7 +370,7 @@ impl Superblock {
 }
 
 /// Where the record chain goes on, and what its last link was.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct LogPosition {
     /// Counts openings and failed writes; chunks of another epoch than the root's are not the chain's.
     pub(crate) epoch: u64,
@@ -386,7 +397,7 @@ pub(crate) struct Extent {
 }
 
 /// A complete starting point: the map as it was at a position of the record chain.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Root {
     pub(crate) generation: u64,
     pub(crate) position: LogPosition,
@@ -402,10 +413,20 @@ pub(crate) struct Root {
     pub(crate) groups: bool,
     /// Whether maps may have entries that are lost, or segments be counted as fuller than what can be reached.
     pub(crate) lost: bool,
+    /// What the store's file may have, in bytes; 0 if nobody has said.
+    pub(crate) quota: u64,
+    /// What it may have in hundredths of what is live; 0 if nobody has said.
+    pub(crate) space_percent: u32,
+    /// Containers in the table that have a quota.
+    pub(crate) quotas: u32,
     pub(crate) table: Vec<Extent>,
 }
 
 impl Root {
+    fn has_settings(&self) -> bool {
+        self.quota != 0 || self.space_percent != 0 || self.quotas != 0
+    }
+
     /// The block for slot `slot` of [`ROOTS`].
     pub(crate) fn encode(&self, store_id: u128, slot: usize) -> Vec<u8> {
         assert!(self.table.len() <= ROOT_EXTENTS, "the table has too many extents for a root");
@@ -413,6 +434,7 @@ impl Root {
         let p = &self.position;
         put(&mut block, 0, &ROOT_MAGIC.to_le_bytes());
         let version = match self {
+            root if root.has_settings() => ROOT_VERSION_SETTINGS,
             Root { lost: true, .. } => ROOT_VERSION_LOST,
             Root { groups: true, .. } => ROOT_VERSION_GROUPS,
             Root { versions: 0, .. } => ROOT_VERSION,
@@ -434,8 +456,18 @@ impl Root {
         put(&mut block, 108, &self.segments.to_le_bytes());
         put(&mut block, 112, &self.versions.to_le_bytes());
         put(&mut block, 120, &self.pinned.to_le_bytes());
+        let mut fixed = ROOT_FIXED;
+        if version == ROOT_VERSION_SETTINGS {
+            fixed = ROOT_FIXED_SETTINGS;
+            let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+            let flags = flag(self.groups, ROOT_GROUPS) | flag(self.lost, ROOT_LOST);
+            put(&mut block, 116, &flags.to_le_bytes());
+            put(&mut block, 132, &self.quotas.to_le_bytes());
+            put(&mut block, 136, &self.quota.to_le_bytes());
+            put(&mut block, 144, &self.space_percent.to_le_bytes());
+        }
         for (i, extent) in self.table.iter().enumerate() {
-            let at = ROOT_FIXED + i * EXTENT_BYTES;
+            let at = fixed + i * EXTENT_BYTES;
             put(&mut block, at, &extent.place.0.to_le_bytes());
             put(&mut block, at + 8, &extent.blocks.to_le_bytes());
             put(&mut block, at + 16, &extent.checksum.to_le_bytes());
@@ -477,17 +509,27 @@ impl Root {
 
     /// `None` if the block is not a whole root of this store in this slot, or of a later version.
     pub(crate) fn decode(block: &[u8], store_id: u128, slot: usize) -> Option<Self> {
-        if Root::version(block, store_id, slot)? > ROOT_VERSION_NEWEST {
+        let version = Root::version(block, store_id, slot)?;
+        if version > ROOT_VERSION_NEWEST {
             return None;
         }
+        let has_settings = version == ROOT_VERSION_SETTINGS;
+        let fixed = if has_settings { ROOT_FIXED_SETTINGS } else { ROOT_FIXED };
+        let flag = |number: u32, flag| {
+            if has_settings { get_u32(block, 116) & flag != 0 } else { version >= number }
+        };
+        // Only what has settings has these.
+        let setting = |at| if has_settings { get_u32(block, at) } else { 0 };
         let extents = get_u32(block, 12) as usize;
         // Generation, epoch, stabilisation and serial only ever go up by one.
         let counters = [32, 40, 64, 72].map(|at| get_u64(block, at));
-        if extents > ROOT_EXTENTS || counters.into_iter().any(|counter| counter > COUNTER_MOST) {
+        if extents > (SEAL - fixed) / EXTENT_BYTES
+            || counters.into_iter().any(|counter| counter > COUNTER_MOST)
+        {
             return None;
         }
         let table = (0..extents)
-            .map(|i| ROOT_FIXED + i * EXTENT_BYTES)
+            .map(|i| fixed + i * EXTENT_BYTES)
             .map(|at| Extent {
                 place: Place(get_u64(block, at)),
                 blocks: get_u32(block, at + 8),
@@ -510,8 +552,11 @@ impl Root {
             segments: get_u32(block, 108),
             versions: get_u32(block, 112),
             pinned: get_u64(block, 120),
-            groups: get_u32(block, 8) >= ROOT_VERSION_GROUPS,
-            lost: get_u32(block, 8) >= ROOT_VERSION_LOST,
+            groups: flag(ROOT_VERSION_GROUPS, ROOT_GROUPS),
+            lost: flag(ROOT_VERSION_LOST, ROOT_LOST),
+            quota: if has_settings { get_u64(block, 136) } else { 0 },
+            space_percent: setting(144),
+            quotas: setting(132),
             table,
         })
     }
@@ -755,11 +800,8 @@ mod tests {
             cold: Place(2000),
             containers: 1,
             segments: 4,
-            versions: 0,
-            pinned: 0,
-            groups: false,
-            lost: false,
             table: vec![Extent { place: Place(2001), blocks: 1, checksum: 0xBEEF }],
+            ..Root::default()
         };
         let block = root.encode(superblock().store_id, 1);
         assert_eq!(&block[..8], b"STEADRUT");
@@ -806,6 +848,9 @@ mod tests {
                 pinned: table_len as u64,
                 groups: table_len == 1,
                 lost: table_len == 1,
+                quota: [0, 1 << 30][table_len % 2],
+                space_percent: [0, 300][table_len % 2],
+                quotas: [0, 7][table_len % 2],
                 table,
             };
             for slot in 0..2 {
@@ -837,18 +882,7 @@ mod tests {
     #[test]
     fn every_flipped_byte_is_noticed() {
         let store_id = superblock().store_id;
-        let root = Root {
-            generation: 7,
-            position: position(),
-            cold: Place::NONE,
-            containers: 0,
-            segments: 0,
-            versions: 0,
-            pinned: 0,
-            groups: false,
-            lost: false,
-            table: vec![],
-        };
+        let root = Root { generation: 7, position: position(), ..Root::default() };
         let superblock = superblock().encode();
         let root = root.encode(store_id, 0);
         let mut header = vec![0; BLOCK];

@@ -140,7 +140,7 @@ impl Store {
         let Some((slot, root)) = older else { return ControlFlow::Continue(()) };
         let segments = self.state().space.segments();
         // What is wrong with its table has been found.
-        let Ok((versions, _)) = load_table(&self.disk, self.layout(), &root, segments) else {
+        let Ok((versions, ..)) = load_table(&self.disk, self.layout(), &root, segments) else {
             return ControlFlow::Continue(());
         };
         let mut found = Vec::new();

@@ -44,6 +44,9 @@ const RESERVE: usize = 5;
 /// Segments beyond its own that a stabilisation on a full disk leaves free, if it can, when it cleans for itself.
 const FREE_SPARE: usize = 4;
 
+/// How often a stabilisation cleans without a segment to show for it, before it says that there is no room.
+const PASSES_IN_VAIN: u32 = 2;
+
 /// Segments kept free at the most, however large the stabilisations.
 const FREE_MOST: usize = 64;
 
@@ -152,7 +155,7 @@ impl Store {
             }
             Due::Grow(segments) => match self.grow(segments, true) {
                 // Where there is no room for more, there may be some in what is there.
-                Err(full @ CommitError::NoSpace { .. }) => {
+                Err(full) if full.is_no_room() => {
                     let free = self.state().space.free_segments();
                     done.blocks_moved = self.clean(&mut keeper, segments)?;
                     done.checkpointed = true;
@@ -199,7 +202,9 @@ impl Store {
         }
         let segment_blocks = self.layout().segment_blocks;
         let segments = space.segments() as u64;
+        let quota = self.segments_of_quota() as u64;
         let bound = self.segments_allowed(space.tree_blocks()) + space.kept_segments() as u64;
+        let bound = bound.min(quota);
         let (free, wanted) = (space.free_segments(), self.free_wanted(state));
         // Those that wait for nothing but roots.
         let coming = space.coming_segments();
@@ -220,7 +225,7 @@ impl Store {
             }
             let fruitless = self.fruitless.load(Ordering::Relaxed);
             let tried = fruitless > 0 && space.clock() < fruitless - 1 + segment_blocks;
-            if !tried && (space.has_gathered() || space.has_victim(self.live_most())) {
+            if !tried && (space.has_gathered() || space.has_victim(self.live_most(state))) {
                 return Due::Clean;
             }
             if coming > 0 {
@@ -229,7 +234,7 @@ impl Store {
             if free < FREE_LEAST && unsettled > 0 {
                 return Due::Checkpoint;
             }
-            if free < FREE_LEAST {
+            if free < FREE_LEAST && segments < quota {
                 // Nothing can be gained: what cannot be cleaned does not bound the file.
                 return Due::Grow(1);
             }
@@ -275,7 +280,7 @@ impl Store {
     }
 
     /// How many segments the file may have with so many live blocks: those and some, or the stated factor;
-    /// what readers keep from being used again is not counted.
+    /// what readers keep from being used again is not counted. Never more than its quota.
     pub(crate) fn segments_allowed(&self, live_blocks: u64) -> u64 {
         let segment_blocks = self.layout().segment_blocks;
         let percent = u64::from(self.space_percent.load(Ordering::Relaxed));
@@ -283,6 +288,7 @@ impl Store {
         by_factor
             .saturating_sub(HASTE_SEGMENTS)
             .max(live_blocks.div_ceil(segment_blocks) + SLACK_SEGMENTS)
+            .min(self.segments_of_quota() as u64)
     }
 
     /// Makes the file longer by `segments`; ahead of need (`prewrite`) its new blocks are written once, so
@@ -290,6 +296,11 @@ impl Store {
     pub(crate) fn grow(&self, segments: usize, prewrite: bool) -> Result<(), CommitError> {
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.state().space.segments();
+        if old + segments > self.segments_of_quota() {
+            self.disk_full.store(true, Ordering::Relaxed);
+            let quota_bytes = self.quota_bytes.load(Ordering::Relaxed);
+            return Err(CommitError::StoreFull { quota_bytes });
+        }
         let (from, to) = (self.layout().file_bytes(old), self.layout().file_bytes(old + segments));
         let longer = self.disk.len().and_then(|len| self.disk.set_len(to.max(len)));
         let longer = longer.map_err(|source| CommitError::io("extending log", source));
@@ -350,6 +361,7 @@ impl Store {
             Some(room) => room,
         };
         let mut keeper = self.keeper();
+        let mut in_vain = 0;
         loop {
             let before = self.state().space.chain_supply();
             if before >= wanted {
@@ -360,7 +372,9 @@ impl Store {
             if now >= wanted {
                 return Ok(());
             }
-            if now <= before || cleaned.is_err() {
+            // What little is moved may make room for more to be moved.
+            in_vain = if now > before { 0 } else { in_vain + 1 };
+            if !cleaned.is_ok_and(|moved| moved > 0 || now > before) || in_vain == PASSES_IN_VAIN {
                 return if now >= needed { Ok(()) } else { self.grow(needed - now, false) };
             }
         }
@@ -388,7 +402,7 @@ impl Store {
         if segments + wanted - supply <= allowed || full {
             match self.grow(wanted - supply, false) {
                 // Where there is no room for more, there may be some in what is there.
-                Err(CommitError::NoSpace { .. }) => {}
+                Err(full) if full.is_no_room() => {}
                 grown => return grown.map(|()| None),
             }
         }

@@ -54,6 +54,7 @@ mod recover;
 #[allow(unsafe_code)]
 mod ring;
 mod scrub;
+mod settings;
 mod shrink;
 pub mod sim;
 mod snapshot;

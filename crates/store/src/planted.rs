@@ -54,6 +54,10 @@ pub enum Bug {
     LostReadsZero,
     /// What only a lost part of the map referred to stays counted.
     LostNotRecounted,
+    /// A checkpoint that changes no quota forgets them all.
+    QuotaForgotten,
+    /// Recovery keeps the quota of a container that was given up behind the root.
+    QuotaOutlives,
     /// A scrub reads images and does not look at them.
     ScrubLooksAway,
     /// What only the older root refers to is not looked at.

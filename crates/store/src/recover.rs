@@ -20,7 +20,7 @@ use crate::error::{Damage, OpenError, ReadError};
 use crate::format::{
     BLOCK, BadSuperblock, Chunk, ChunkKind, Entry, FORMAT_VERSION, HEADER_BLOCKS, Located,
     LogPosition, Place, ROOT_VERSION_NEWEST, ROOTS, Root, SUPERBLOCKS, Sealer, Superblock,
-    TABLE_CONTAINER_BYTES, TABLE_SEGMENT_BYTES, get_u32, get_u64,
+    TABLE_CONTAINER_BYTES, TABLE_QUOTA_BYTES, TABLE_SEGMENT_BYTES, get_u32, get_u64,
 };
 use crate::group::Queue;
 use crate::keep::{Keeper, SPACE_PERCENT};
@@ -28,6 +28,7 @@ use crate::layer::Layer;
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
 use crate::reader::Reading;
+use crate::settings::Settings;
 use crate::space::{Layout, Space};
 use crate::store::{State, Store, StoreHeader, enter};
 use crate::tidy::{LOOK_AGAIN_BYTES, Untidy};
@@ -193,12 +194,13 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             Err(error) => first_error = first_error.or(Some(error)),
         }
     }
-    let Some((slot, root, (versions, space))) = loaded else {
+    let Some((slot, root, (versions, space, settings))) = loaded else {
         return Err(read_error(first_error.expect("no root was loaded, so one failed")));
     };
     let fell_back = roots.len() < 2 || root.generation != newest.generation;
     let mut replay =
         Replay::new(&disk, layout, store_id, space, root.position, hold.reading().is_some());
+    replay.settings = settings;
     replay.run().map_err(read_error)?;
     if replay.position.sequence < newest.position.sequence {
         let offset = replay.position.place.offset();
@@ -224,7 +226,7 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             return Err(read_error(why));
         }
     }
-    let Replay { position, layer, mut space, report, replay_blocks, .. } = replay;
+    let Replay { position, layer, mut space, report, replay_blocks, settings, .. } = replay;
     // Going back to the older root leaves the cold stream's end unknown.
     let usable = space.has(root.cold) && layout.room(root.cold) >= 2;
     let cold = if fell_back || !usable { Place::NONE } else { root.cold };
@@ -264,6 +266,7 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             replay_blocks,
             version: 0,
             generation: root.generation,
+            settings,
         }),
         writer: Mutex::new(Writer::default()),
         queue: Queue::default(),
@@ -292,8 +295,10 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
         last_commit: AtomicU64::new(0),
         disk_full: AtomicBool::new(false),
         space_percent: AtomicU32::new(SPACE_PERCENT),
+        quota_bytes: AtomicU64::new(u64::MAX),
         hold,
     };
+    store.heed(&store.state().settings);
     Ok(Opening::Done(Box::new((store, report))))
 }
 
@@ -328,7 +333,7 @@ fn decode_superblock(blocks: [&[u8]; 2], path: &Path) -> Result<Superblock, Open
     })
 }
 
-type Table = (Versions, Space);
+type Table = (Versions, Space, Settings);
 
 pub(crate) fn load_table(
     disk: &Disk,
@@ -376,6 +381,7 @@ pub(crate) fn load_table(
         containers * TABLE_CONTAINER_BYTES,
         segments * TABLE_SEGMENT_BYTES,
         root.versions as usize,
+        root.quotas as usize * TABLE_QUOTA_BYTES,
     ];
     if bytes.len() < lengths.iter().sum() {
         return Err(nonsense("is shorter than its root says"));
@@ -405,7 +411,10 @@ pub(crate) fn load_table(
     {
         return Err(nonsense("lies apart from the record chain"));
     }
-    let versions = Versions::decode(trees, root.pinned, &rest[..lengths[2]])
+    let (version_bytes, rest) = rest.split_at(lengths[2]);
+    let settings = Settings::decode(root, &rest[..lengths[3]])
+        .ok_or_else(|| nonsense("gives a quota to what is no container"))?;
+    let versions = Versions::decode(trees, root.pinned, version_bytes)
         .ok_or_else(|| nonsense("names snapshots that cannot be"))?;
     let snapshots = versions.snapshots.list.iter().flat_map(|snapshot| snapshot.trees.values());
     let can_be = |at: Located| at.is_never() || space.has(at.place);
@@ -415,7 +424,7 @@ pub(crate) fn load_table(
     if versions.snapshots.pinned > end {
         return Err(nonsense("counts more blocks of snapshots than the file has"));
     }
-    Ok((versions, space))
+    Ok((versions, space, settings))
 }
 
 /// A record whose chunks have all been found.
@@ -436,6 +445,7 @@ struct Replay<'a> {
     position: LogPosition,
     layer: Layer,
     space: Space,
+    settings: Settings,
     report: OpenReport,
     replay_blocks: u64,
 }
@@ -465,6 +475,7 @@ impl<'a> Replay<'a> {
             position,
             layer: Layer::default(),
             space,
+            settings: Settings::default(),
             report: OpenReport::default(),
             replay_blocks: 0,
         }
@@ -626,7 +637,12 @@ impl<'a> Replay<'a> {
         for (at, chunk) in &record.chunks {
             self.space.note_chain(*at);
             for (entry, located) in chunk.located(*at) {
-                enter(&mut self.layer, &mut self.space, entry, located);
+                let (layer, space) = (&mut self.layer, &mut self.space);
+                if planted::is(Bug::QuotaOutlives) {
+                    enter(layer, space, &mut Settings::default(), entry, located);
+                } else {
+                    enter(layer, space, &mut self.settings, entry, located);
+                }
             }
             self.replay_blocks += replay_cost(chunk);
         }

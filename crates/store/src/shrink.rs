@@ -48,6 +48,13 @@ impl Store {
         let space = &state.space;
         let unsettled = space.live_blocks() - space.tree_blocks();
         let bound = self.segments_allowed(space.tree_blocks() + unsettled) as usize;
+        let quota = self.segments_of_quota();
+        if space.segments() > quota {
+            // As near to it as what is live allows.
+            let live = (space.live_blocks().div_ceil(self.layout().segment_blocks)) as usize;
+            let target = quota.max(live + SPARE);
+            return (space.segments() > target).then_some(target);
+        }
         let target = bound + space.kept_segments() + SPARE;
         (space.segments() > target + SURPLUS_LEAST.max(target / 8)).then_some(target)
     }

@@ -197,7 +197,7 @@ impl Store {
     }
 
     /// Begins the epoch that is due after opening or a failure.
-    fn settle(&self) -> Result<(), CommitError> {
+    pub(crate) fn settle(&self) -> Result<(), CommitError> {
         self.check_writable()?;
         if self.needs_epoch.load(Ordering::SeqCst) {
             self.maintain()?;

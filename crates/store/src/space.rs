@@ -17,7 +17,7 @@ pub(crate) const SEGMENT_BLOCKS: RangeInclusive<u32> = 8..=1 << 16;
 pub(crate) const COLD_RESERVE: usize = 2;
 
 /// The same for records without images, or that give up a container: in a full store they are what makes room.
-const COLD_RESERVE_LEAST: usize = 1;
+pub(crate) const COLD_RESERVE_LEAST: usize = 1;
 
 /// Set in the table for a segment that may be written when the table's root is durable.
 const TABLE_FREE: u32 = 1 << 31;
@@ -90,11 +90,19 @@ struct Segment {
     tree: u32,
     /// Blocks that the layers over it refer to.
     layer: u32,
+    /// Whether blocks have been moved here of which no root knows yet: there is more in it than is counted.
+    arriving: bool,
 }
 
 impl Segment {
-    const FREE: Segment =
-        Segment { state: State::Free, cleaning: Cleaning::No, born: 0, tree: 0, layer: 0 };
+    const FREE: Segment = Segment {
+        state: State::Free,
+        cleaning: Cleaning::No,
+        born: 0,
+        tree: 0,
+        layer: 0,
+        arriving: false,
+    };
 
     fn live(self) -> u32 {
         self.tree + self.layer
@@ -349,9 +357,9 @@ impl Space {
         self.free.insert(segment);
     }
 
-    /// A segment for the record chain, which now ends with it.
-    pub(crate) fn extend_chain(&mut self, makes_room: bool) -> Result<Place, NoSegment> {
-        let segment = self.take(if makes_room { COLD_RESERVE_LEAST } else { COLD_RESERVE })?;
+    /// A segment for the record chain, which now ends with it, if as many as `reserve` are left.
+    pub(crate) fn extend_chain(&mut self, reserve: usize) -> Result<Place, NoSegment> {
+        let segment = self.take(reserve)?;
         self.chain.push_back(segment);
         Ok(self.layout.start(segment))
     }
@@ -409,10 +417,11 @@ impl Space {
         self.live += 1;
     }
 
-    /// An image has been moved to `place` that is not younger than `born`.
-    pub(crate) fn note_born(&mut self, place: Place, born: u64) {
+    /// An image has been moved to `place` that is not younger than `born`. The next root knows of it.
+    pub(crate) fn note_moved(&mut self, place: Place, born: u64) {
         let segment = &mut self.segments[self.layout.segment_of(place)];
         segment.born = segment.born.max(born);
+        segment.arriving = true;
     }
 
     pub(crate) fn uncount_layer(&mut self, place: Place) {
@@ -515,6 +524,7 @@ impl Space {
         self.kept = 0;
         for (i, segment) in self.segments.iter_mut().enumerate() {
             segment.tree = tree_counts[i];
+            segment.arriving = false;
             self.live += u64::from(segment.live());
             self.tree += u64::from(segment.tree);
             let unneeded = segment.live() == 0 && !needed.contains(&(i as u32));
@@ -580,6 +590,8 @@ impl Space {
                     && segment.cleaning == Cleaning::No
                     // What the map does not know yet cannot be moved.
                     && segment.layer == 0
+                    // Nor what has just been moved.
+                    && !segment.arriving
                     // The next root sees to those that are empty.
                     && (1..=live_most).contains(&u64::from(segment.live()))
                     && !self.heads.contains(&Some(i))
@@ -596,6 +608,7 @@ impl Space {
     /// No root names the places to which blocks have been moved: they count where they were.
     pub(crate) fn forget_moves(&mut self) {
         for segment in &mut self.segments {
+            segment.arriving = false;
             if segment.cleaning == Cleaning::Moved {
                 segment.cleaning = Cleaning::No;
             }
@@ -630,7 +643,9 @@ impl Space {
                 (State::Free, _) => {}
                 (State::InUse, _) if self.chain.contains(&i) => {}
                 (State::InUse, Cleaning::Stuck) => tail.stuck = true,
-                (State::InUse, Cleaning::No) if segment.layer == 0 && segment.tree > 0 => {
+                (State::InUse, Cleaning::No)
+                    if segment.layer == 0 && segment.tree > 0 && !segment.arriving =>
+                {
                     let victim = Victim { segment: i, live: segment.tree, born: segment.born };
                     tail.victim = tail.victim.or(Some(victim));
                 }
@@ -704,8 +719,8 @@ mod tests {
         let layout = Layout { segment_blocks: 8 };
         let mut space = Space::new(layout);
         space.add_segments(6, true);
-        let a = space.extend_chain(false).unwrap();
-        let b = space.extend_chain(false).unwrap();
+        let a = space.extend_chain(COLD_RESERVE).unwrap();
+        let b = space.extend_chain(COLD_RESERVE).unwrap();
         assert_eq!((a, b), (Place(16), Place(24)));
         space.count_layer(a.plus(1));
         assert_eq!(space.live_blocks(), 1);
@@ -720,9 +735,9 @@ mod tests {
         assert_eq!(space.contradictions(), []);
         // Two free segments stay for the cold stream.
         for _ in 0..3 {
-            space.extend_chain(false).unwrap();
+            space.extend_chain(COLD_RESERVE).unwrap();
         }
-        assert_eq!(space.extend_chain(false), Err(NoSegment));
+        assert_eq!(space.extend_chain(COLD_RESERVE), Err(NoSegment));
         space.take_cold(Head::Map).unwrap();
         space.shorten_chain(3);
         assert_eq!(space.free_segments(), 4);
@@ -733,8 +748,8 @@ mod tests {
     fn a_segment_waits_for_readers() {
         let mut space = Space::new(Layout { segment_blocks: 8 });
         space.add_segments(6, true);
-        let a = space.extend_chain(false).unwrap();
-        let b = space.extend_chain(false).unwrap();
+        let a = space.extend_chain(COLD_RESERVE).unwrap();
+        let b = space.extend_chain(COLD_RESERVE).unwrap();
         // Somebody reads from root 5, which still begins in a.
         space.publish(5, vec![], &position(a), u64::MAX);
         space.publish(6, vec![], &position(b), 5);
@@ -762,7 +777,7 @@ mod tests {
         let layout = Layout { segment_blocks: 8 };
         let mut space = Space::new(layout);
         space.add_segments(5, true);
-        let a = space.extend_chain(false).unwrap();
+        let a = space.extend_chain(COLD_RESERVE).unwrap();
         let cold = space.take_cold(Head::Map).unwrap();
         let counts = vec![0, 3, 0, 0, 0];
         let bytes = space.encode(&counts, 9);
@@ -800,7 +815,7 @@ mod tests {
         let mut space = Space::new(Layout { segment_blocks: 64 });
         space.add_segments(3, false);
         space.add_segments(COLD_RESERVE + 1, true);
-        let first = space.extend_chain(false).unwrap();
+        let first = space.extend_chain(COLD_RESERVE).unwrap();
         assert_eq!(first, space.layout.start(3), "the first that has been written");
         let ahead = space.take_unwritten().unwrap();
         assert_eq!(ahead, space.layout.start(0));

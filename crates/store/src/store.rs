@@ -16,6 +16,7 @@ use crate::group::Queue;
 use crate::keep::Keeper;
 use crate::layer::Layer;
 use crate::recover::Hold;
+use crate::settings::Settings;
 use crate::space::{Layout, Space};
 use crate::versions::{Snapshots, Trees, Versions};
 
@@ -54,6 +55,8 @@ pub struct Store {
     pub(crate) disk_full: AtomicBool,
     /// How large the file may be, in hundredths of what is live.
     pub(crate) space_percent: AtomicU32,
+    /// How large it may be, in bytes, as [`State::settings`] have it.
+    pub(crate) quota_bytes: AtomicU64,
     /// Who may write it, and what readers need.
     pub(crate) hold: Hold,
 }
@@ -107,6 +110,8 @@ pub struct Stat {
     pub pinned_bytes: u64,
     /// Snapshots.
     pub snapshots: usize,
+    /// What the file may have, in bytes; `None` if as much as the disk gives.
+    pub quota_bytes: Option<u64>,
     /// What a recovery would have to read, in blocks; upkeep keeps it bounded.
     pub replay_blocks: u64,
     /// The newest root's generation.
@@ -136,6 +141,7 @@ pub(crate) struct State {
     /// Counts the changes of `trees`.
     pub(crate) version: u64,
     pub(crate) generation: u64,
+    pub(crate) settings: Settings,
 }
 
 impl State {
@@ -146,12 +152,18 @@ impl State {
 
     /// A record's entry has become durable.
     pub(crate) fn enter(&mut self, entry: Entry, at: Located) {
-        enter(&mut self.active, &mut self.space, entry, at);
+        enter(&mut self.active, &mut self.space, &mut self.settings, entry, at);
     }
 }
 
 /// Enters into a layer, and counts, what a record's entry says.
-pub(crate) fn enter(layer: &mut Layer, space: &mut Space, entry: Entry, at: Located) {
+pub(crate) fn enter(
+    layer: &mut Layer,
+    space: &mut Space,
+    settings: &mut Settings,
+    entry: Entry,
+    at: Located,
+) {
     let gone = match entry {
         Entry::Image(id) => {
             space.count_layer(at.place);
@@ -159,6 +171,7 @@ pub(crate) fn enter(layer: &mut Layer, space: &mut Space, entry: Entry, at: Loca
         }
         Entry::Zero(id) => layer.set(id, Located::NEVER),
         Entry::Drop(container) => {
+            settings.forget(container);
             for place in layer.drop_container(container) {
                 space.uncount_layer(place);
             }
@@ -244,6 +257,7 @@ impl Store {
             live_bytes: (state.space.live_blocks() + HEADER_BLOCKS) * BLOCK as u64,
             pinned_bytes: state.snapshots.pinned * BLOCK as u64,
             snapshots: state.snapshots.list.len(),
+            quota_bytes: state.settings.quota,
             replay_blocks: state.replay_blocks,
             generation: state.generation,
             epoch: state.position.epoch,

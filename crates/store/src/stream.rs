@@ -15,7 +15,7 @@ use crate::format::{BLOCK, CHUNK_ENTRIES, Entry};
 use crate::group::Lead;
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
-use crate::space::NoSegment;
+use crate::space::{COLD_RESERVE, NoSegment};
 use crate::store::{State, Store};
 
 /// Parts that are written with one call at the most.
@@ -147,8 +147,8 @@ fn again(error: &std::io::Error) -> std::io::Error {
 
 impl Store {
     /// Begins a stabilisation of about so many pages, of what the batch holds and what it will be given. `None` if it had
-    /// better be made as any other: it is small, another one is under way, containers are dropped, or there is
-    /// no room.
+    /// better be made as any other: it is small, another one is under way, containers are dropped, there is
+    /// no room, or the last one was refused because of a quota.
     ///
     /// Other stabilisations wait until it has ended. A page that the batch is given a second time may be written
     /// twice.
@@ -159,6 +159,10 @@ impl Store {
         }
         let lead = self.lead_alone()?;
         let mut writer = self.writer();
+        if writer.refused {
+            // It may be again, and would have been written in vain.
+            return None;
+        }
         let blocks = page_count + page_count.div_ceil(CHUNK_ENTRIES as u64);
         // What finds no room yet is written at the end, and upkeep may make some until then.
         let has_room = matches!(self.grow_for(blocks), Ok(None));
@@ -167,7 +171,7 @@ impl Store {
         }
         let failures = writer.epoch.take().filter(|&failures| failures == self.disk.failures())?;
         writer.suspect = true;
-        let mut plan = Plan::at(&self.state(), false);
+        let mut plan = Plan::at(&self.state(), COLD_RESERVE);
         plan.behind.sequence += 1;
         Some(Stream {
             store: self,
@@ -296,11 +300,14 @@ impl Stream<'_> {
         self.under_way = None;
         let no_room = store.make_room(blocks as u64).err();
         let (head, first) = (self.head(), batch.given_images());
-        let rest = |state: &mut State| {
+        let given = self.plan.chunks.iter().flat_map(|planned| &planned.chunk.entries);
+        let all = given.chain(&entries).map(|&(entry, _)| entry);
+        let held = store.check_quotas(&mut self.writer, all)?;
+        let rest = |state: &mut State, _| {
             let mut rest = self.plan.go_on();
             plan_record(state, &mut rest, &head, (&entries, first), end).map(|()| rest)
         };
-        let rest = store.plan_with_room(rest, no_room)?;
+        let rest = store.plan_with_room(rest, images.len(), no_room)?;
         let grown = store.state().space.segments().saturating_sub(grown_before);
         self.under_way = Some(store.disk.record_under_way());
         let late = planted::is(Bug::ChunksBehindFlush);
@@ -316,6 +323,7 @@ impl Stream<'_> {
         Ahead::run(&mut self.late);
         self.plan.append(rest);
         (self.writer.epoch, self.writer.suspect) = (Some(self.failures), false);
+        (self.writer.held, self.writer.refused) = (held, false);
         self.committed = true;
         let sequence = store.conclude(&self.plan) + 1;
         batch.clear();

@@ -98,9 +98,12 @@ impl Store {
                 return Err(error);
             }
             self.disk.sync(Purpose::Tidying, since)?;
+            let mut state = self.state_mut();
             for (family, page, from, to) in moves {
+                state.space.note_moved(to.place, 0);
                 keeper.moves.page(family, page, from, to);
             }
+            drop(state);
             keeper.untidy.moved_since_root += pages;
             let state = self.state();
             let scarce = state.space.free_segments() < self.free_wanted(&state);

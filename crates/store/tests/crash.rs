@@ -49,6 +49,7 @@ fn every_crash_leaves_the_last_state_or_the_one_under_way() {
         assert!(all.crashes_in_recovery > points / 20 && all.committed > points);
         assert!(all.failed > 0 && all.moved > points && all.under_way > 0);
         assert!(all.cut > 0 && all.tidied > 0 && all.streams > points / 20);
+        assert!(all.refused > 0 && all.laid_down > points / 50);
         assert!(all.fell_back > 0 && all.rot_noticed > 0 && all.silent_noticed > 0);
     }
 }
@@ -142,6 +143,16 @@ fn a_flush_tried_again_is_found() {
 #[test]
 fn an_epoch_behind_one_root_is_found() {
     lives_until_caught(Bug::OneRoot);
+}
+
+#[test]
+fn quotas_that_a_checkpoint_forgets_are_found() {
+    lives_until_caught(Bug::QuotaForgotten);
+}
+
+#[test]
+fn quotas_that_outlive_their_containers_are_found() {
+    lives_until_caught(Bug::QuotaOutlives);
 }
 
 #[test]

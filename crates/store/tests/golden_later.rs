@@ -72,6 +72,7 @@ fn write() {
         store_id: Some(0x0123_4567_89AB_CDEF_0011_2233_4455_6677),
         base_window: Some(11),
         created: Some(1_763_000_000),
+        ..CreateOptions::default()
     };
     let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
     commit_group(&store, &[(id(1, 0), 10), (id(2, 0), 20), (id(3, 0), 30)]);

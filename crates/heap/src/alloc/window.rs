@@ -3,6 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use stead_model::PAGE_SIZE;
+
+use crate::layout::{DESCRIPTOR_SIZE, FIRST_PAGE};
+
+/// Pages that one page of descriptors describes.
+const DESCRIBED: u32 = (PAGE_SIZE / DESCRIPTOR_SIZE) as u32;
+
 /// The segment of one window.
 pub(super) struct WindowPages {
     pub(super) cluster: u16,
@@ -14,6 +21,8 @@ pub(super) struct WindowPages {
     pub(super) asked_end: u32,
     /// Free runs known: first page, pages.
     pub(super) runs: BTreeMap<u32, u32>,
+    /// Pages in them.
+    free: u32,
     /// The same runs, by length.
     by_length: BTreeSet<(u32, u32)>,
 }
@@ -26,6 +35,7 @@ impl WindowPages {
             unknown_below: end,
             asked_end: end,
             runs: BTreeMap::new(),
+            free: 0,
             by_length: BTreeSet::new(),
         }
     }
@@ -33,6 +43,7 @@ impl WindowPages {
     pub(super) fn remove_run(&mut self, start: u32, length: u32) {
         let removed = self.runs.remove(&start);
         debug_assert_eq!(removed, Some(length));
+        self.free -= length;
         self.by_length.remove(&(length, start));
     }
 
@@ -50,7 +61,14 @@ impl WindowPages {
             length += n;
         }
         self.runs.insert(start, length);
+        self.free += length;
         self.by_length.insert((length, start));
+    }
+
+    /// Pages in use: the header, those of the segment that are not known to be free, and those that describe the segment.
+    pub(super) fn in_use(&self) -> u64 {
+        let segment = self.end - FIRST_PAGE;
+        u64::from(1 + segment - self.free + segment.div_ceil(DESCRIBED))
     }
 
     /// The shortest run of at least so many pages: first page, pages.

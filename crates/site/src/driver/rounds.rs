@@ -11,7 +11,7 @@ use stead_memory::{
     CloseError, Closed, CounterValues, Gate, LogUse, Scan, Unsupported, close_writers,
 };
 use stead_model::{PageId, PageNo, PageRange};
-use stead_store::{Batch, Committed};
+use stead_store::{Batch, CommitError, Committed};
 
 use super::Shared;
 use super::ahead::Ahead;
@@ -300,7 +300,7 @@ impl RoundTable {
                         }
                         Err(error) => {
                             RoundCounts::add(&self.counts.failures, 1);
-                            outcome = Some(Err(error.into()));
+                            outcome = Some(Err(named(error, &containers)));
                             Event::Failed
                         }
                     }
@@ -400,6 +400,18 @@ impl RoundTable {
             });
         }
     }
+}
+
+/// Why a commit failed, with the name of the container if that is why.
+fn named(error: CommitError, containers: &[Arc<Opened>]) -> StabiliseError {
+    let CommitError::ContainerFull { container, quota_bytes, held_bytes, asked_bytes } = error
+    else {
+        return error.into();
+    };
+    let opened = containers.iter().find(|opened| opened.id() == container);
+    // Copies of one that has been closed since may be left in the batch.
+    let name = opened.map_or_else(|| format!("#{}", container.0), |c| c.name().to_owned());
+    StabiliseError::ContainerFull { name, quota_bytes, held_bytes, asked_bytes }
 }
 
 /// Has what is copied written while more is, if that is much.

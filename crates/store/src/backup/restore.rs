@@ -216,6 +216,8 @@ impl Restore {
                     segment_blocks: Some(segment_blocks),
                     store_id: None,
                     created: Some(created),
+                    // Quotas are the store's that was backed up, not its states'.
+                    quota: None,
                 };
                 let store = Store::create(&self.beside.path.join(INSIDE), &options)?;
                 let batch = store.batch();

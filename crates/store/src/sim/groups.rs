@@ -63,6 +63,7 @@ pub fn life(seed: u64, crashes: u64) -> Result<Lived, String> {
         store_id: Some(u128::from(seed) << 64 | 0x6809),
         base_window: Some(0),
         created: Some(0),
+        quota: None,
     };
     let store = Store::create_on(Arc::new(medium.clone()), &options)
         .map_err(|error| format!("creating: {error}"))?;

@@ -12,10 +12,11 @@ use super::model::{Model, agrees_but_for_damage, contents, image, number_of};
 use super::{CrashMedium, Fault, SECTOR, SplitMix};
 use crate::batch::Batch;
 use crate::directory::CreateOptions;
-use crate::error::{OpenError, ReadError};
+use crate::error::{CommitError, OpenError, ReadError};
 use crate::format::{BLOCK, ROOTS};
 use crate::medium::Medium;
 use crate::recover::OpenReport;
+use crate::settings::{Setting, Settings};
 use crate::shrink::Shrunk;
 use crate::store::Store;
 use crate::stream::Ahead;
@@ -33,6 +34,10 @@ pub struct Lived {
     pub failed: u64,
     /// Stabilisations of which much was written ahead.
     pub streams: u64,
+    /// Of those, how many a quota refused, as it had to.
+    pub refused: u64,
+    /// Quotas that were laid down or lifted.
+    pub laid_down: u64,
     /// Blocks moved by cleaning.
     pub moved: u64,
     /// Pages that were put in order.
@@ -56,13 +61,15 @@ pub struct Lived {
 impl Lived {
     /// All counts, with what they count.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 14] {
+    pub fn counts(&self) -> [(&'static str, u64); 16] {
         [
             ("crashes", self.crashes),
             ("crashes in recovery", self.crashes_in_recovery),
             ("stabilisations", self.committed),
             ("failed stabilisations", self.failed),
+            ("of these refused by a quota", self.refused),
             ("of all these written ahead", self.streams),
+            ("changes of quotas", self.laid_down),
             ("blocks moved by cleaning", self.moved),
             ("pages put in order", self.tidied),
             ("times the file was made shorter", self.cut),
@@ -82,6 +89,8 @@ impl Lived {
         self.committed += other.committed;
         self.failed += other.failed;
         self.streams += other.streams;
+        self.refused += other.refused;
+        self.laid_down += other.laid_down;
         self.moved += other.moved;
         self.tidied += other.tidied;
         self.cut += other.cut;
@@ -128,6 +137,17 @@ fn live(mut life: Life, crashes: u64) -> Result<Lived, String> {
     Ok(life.lived)
 }
 
+/// How many pages of a container there are.
+fn held(model: &Model, container: ContainerId) -> u64 {
+    model.keys().filter(|id| id.container == container).count() as u64
+}
+
+/// How long a file may become that has this quota now.
+fn longest_with(quota: Option<u64>, medium: &CrashMedium) -> u64 {
+    // One that is longer already stays so.
+    quota.map_or(u64::MAX, |bytes| bytes.max(medium.len().unwrap_or(u64::MAX)))
+}
+
 /// A store, its disk, and what it must hold.
 pub(super) struct Life {
     random: SplitMix,
@@ -141,6 +161,17 @@ pub(super) struct Life {
     before_that: Model,
     /// What attempts that failed since would have made of it.
     admitted: Vec<Model>,
+    /// What it holds with all that the batch has; `None` if that is empty.
+    tried: Option<Model>,
+    /// What has been laid down, and what may be after attempts that failed since.
+    settings: Settings,
+    settings_admitted: Vec<Settings>,
+    /// How long the file may become.
+    longest: u64,
+    /// Whether reading may have failed, so that not everything has to be known.
+    unsure: bool,
+    /// Whether quotas are laid down: they hold up much else.
+    with_quotas: bool,
     next_number: u64,
     /// Whether the last thing that happened to the disk was an acknowledged stabilisation.
     fresh: bool,
@@ -177,6 +208,7 @@ impl Life {
             store_id: Some(u128::from(seed) << 64 | 0x57EAD),
             base_window: Some(0),
             created: Some(0),
+            quota: None,
         };
         let store = Store::create_on(Arc::new(medium.clone()), &options)
             .map_err(|error| format!("creating: {error}"))?;
@@ -189,6 +221,12 @@ impl Life {
             before: Model::new(),
             before_that: Model::new(),
             admitted: Vec::new(),
+            tried: None,
+            settings: Settings::default(),
+            settings_admitted: Vec::new(),
+            longest: u64::MAX,
+            unsure: false,
+            with_quotas: seed.is_multiple_of(3),
             next_number: 1,
             fresh: false,
             one_root: false,
@@ -215,6 +253,7 @@ impl Life {
         if failing {
             let fault =
                 [Fault::Eio, Fault::LosingFlush, Fault::NoSpace][self.random.below(3) as usize];
+            self.unsure |= fault == Fault::Eio;
             self.medium.fail_at(calls, fault);
         } else {
             self.medium.fail_at(calls, Fault::Crash);
@@ -259,17 +298,52 @@ impl Life {
             }
             return Ok(());
         }
-        match self.random.below(24) {
+        match self.random.below(25) {
             0..12 => self.commit()?,
             // A failure may have left one root torn.
             12..14 => self.fresh &= self.store().checkpoint().is_ok(),
             14 => self.fresh &= self.store().maintain().is_ok(),
             17 | 18 => self.shrink(),
             19 => self.tidy(),
+            20 if self.with_quotas => self.lay_down(),
             20.. => self.clean_a_step(),
             _ => self.clean(),
         }
-        Ok(())
+        match self.medium.len() {
+            Ok(len) if len > self.longest => {
+                Err(format!("the file has {len} bytes, {} are its quota", self.longest))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lays down a quota, or lifts one: such as are met soon.
+    fn lay_down(&mut self) {
+        let store = self.store.as_ref().expect("the store is open");
+        let layout = store.layout();
+        let mut settings = self.settings.clone();
+        let stuck = settings.quota.is_some();
+        let lift = stuck || self.random.below(3) == 0;
+        let (set, longest) = if stuck || self.random.below(20) == 0 {
+            let len = layout.file_bytes(10 + self.random.below(24) as usize);
+            settings.quota = (!lift).then_some(len + self.random.below(4096));
+            (store.set_quota(settings.quota), settings.quota)
+        } else {
+            let container = ContainerId(self.random.below(3) as u32);
+            let held = held(&self.acknowledged, container) + self.random.below(12);
+            let quota = (!lift).then_some(held * PAGE_SIZE as u64 + self.random.below(100));
+            settings.set(Setting::ContainerQuota(container, quota));
+            (store.set_container_quota(container, quota), settings.quota)
+        };
+        if set.is_err() {
+            self.settings_admitted.push(settings);
+            self.fresh = false;
+            return;
+        }
+        self.lived.laid_down += 1;
+        self.longest = longest_with(longest, &self.medium);
+        self.settings = settings;
+        self.settings_admitted.clear();
     }
 
     /// Commits a random batch and notes what may be found from now on.
@@ -278,12 +352,9 @@ impl Life {
         // A batch that failed is tried again as it is, with more in it, or given up.
         if self.random.below(3) == 0 {
             batch.clear();
+            self.tried = None;
         }
-        let mut model = if batch.is_empty() {
-            self.acknowledged.clone()
-        } else {
-            self.admitted.last().unwrap_or(&self.acknowledged).clone()
-        };
+        let mut model = self.tried.take().unwrap_or_else(|| self.acknowledged.clone());
         let pages = match self.random.below(4) {
             _ if self.cleaning => 1 + self.random.below(5),
             0 => 1,
@@ -346,13 +417,38 @@ impl Life {
         {
             stream.give_up(batch);
         }
+        let mut settings = self.settings.clone();
+        batch.dropped().for_each(|container| settings.forget(container));
+        let over = settings.containers.iter().any(|(&container, &quota)| {
+            let (before, now) = (held(&self.acknowledged, container), held(&model, container));
+            now > before && now * PAGE_SIZE as u64 > quota
+        });
         let committed = match stream {
             Some(stream) => stream.commit(batch),
             None => store.commit(batch),
         };
         match committed {
+            Ok(_) if over && !self.unsure => {
+                return Err("a container was given more than its quota".into());
+            }
+            Err(CommitError::ContainerFull { .. }) if over => {
+                self.lived.failed += 1;
+                self.lived.refused += 1;
+                // Some of it may have been written ahead.
+                self.fresh = false;
+                if self.random.below(2) == 0 {
+                    batch.clear();
+                } else {
+                    self.tried = Some(model);
+                }
+            }
+            Err(error @ CommitError::ContainerFull { .. }) if !self.unsure => {
+                return Err(format!("though there is room: {error}"));
+            }
             Ok(committed) => {
+                self.settings = settings;
                 if committed.bytes_written > 0 {
+                    self.settings_admitted.clear();
                     self.lived.committed += 1;
                     let before = std::mem::replace(&mut self.acknowledged, model);
                     self.before_that = std::mem::replace(&mut self.before, before);
@@ -364,7 +460,9 @@ impl Life {
             }
             Err(_) => {
                 self.lived.failed += u64::from(!self.medium.is_crashed());
+                self.tried = Some(model.clone());
                 self.admitted.push(model);
+                self.settings_admitted.push(settings);
                 self.fresh = false;
             }
         }
@@ -507,7 +605,20 @@ impl Life {
         {
             return Err(format!("blocks do not add up: {b:?}"));
         }
+        let settings = store.state().settings.clone();
+        if settings != self.settings && !self.settings_admitted.contains(&settings) {
+            let known = &self.settings;
+            return Err(format!("found {settings:?}, {known:?} was laid down; {report:?}"));
+        }
         // What has been shown must stay.
+        self.longest = longest_with(settings.quota, &self.medium);
+        if settings != self.settings {
+            // Until something is written, another recovery may have to go by the older root.
+            let before = std::mem::replace(&mut self.settings, settings);
+            self.settings_admitted.push(before);
+        }
+        self.unsure = false;
+        self.tried = None;
         self.acknowledged = found;
         self.admitted.clear();
         self.batch.clear();
@@ -547,6 +658,10 @@ impl Life {
         let found = contents(&store)?;
         if !report.fell_back || found != self.acknowledged {
             return Err(format!("from the other root: {}", self.describe(&found, &report)));
+        }
+        let settings = &store.state().settings;
+        if *settings != self.settings {
+            return Err(format!("from the other root: {settings:?}, not {:?}", self.settings));
         }
         Ok(())
     }
@@ -652,6 +767,12 @@ impl Life {
                 before: self.before.clone(),
                 before_that: self.before_that.clone(),
                 admitted: Vec::new(),
+                tried: None,
+                settings: self.settings.clone(),
+                settings_admitted: Vec::new(),
+                longest: u64::MAX,
+                unsure: true,
+                with_quotas: false,
                 next_number: self.next_number,
                 fresh: false,
                 one_root: false,

@@ -1,0 +1,111 @@
+//! `stead quota`: what a store may take of the disk, and what its containers may hold. Read [`Quota`] first.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use stead::{Options, SiteStat, Store};
+
+use crate::output::{Failure, Outcome, Report, path, shown};
+use crate::units::{bytes, limit};
+
+/// Changing something needs the store for itself; looking does not.
+#[derive(Args)]
+pub(crate) struct Quota {
+    /// Directory of the store
+    dir: PathBuf,
+    /// How much of the disk the store may take, like 20GiB, or none
+    #[arg(long, value_name = "BYTES", value_parser = limit)]
+    store: Option<Limit>,
+    /// How much a container may hold, like 500MiB, or none; may be given several times
+    #[arg(long, num_args = 2, value_names = ["NAME", "BYTES"])]
+    container: Vec<String>,
+}
+
+/// So many bytes, or as many as there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Limit(pub(crate) Option<u64>);
+
+/// What there may be, and what there is.
+#[derive(Serialize)]
+pub(crate) struct Found {
+    #[serde(serialize_with = "path")]
+    dir: PathBuf,
+    /// Null: as much as the disk gives.
+    quota_bytes: Option<u64>,
+    file_bytes: u64,
+    containers: Vec<Line>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    /// Null: as much as its addresses and the store allow.
+    quota_bytes: Option<u64>,
+    stored_bytes: u64,
+}
+
+impl Quota {
+    pub(crate) fn run(self) -> Outcome<Found> {
+        let containers: Vec<(&str, Limit)> = self
+            .container
+            .chunks(2)
+            .map(|pair| Ok((pair[0].as_str(), limit(&pair[1])?)))
+            .collect::<Result<_, String>>()
+            .map_err(|why| Failure::usage(&why))?;
+        if self.store.is_none() && containers.is_empty() {
+            return Ok(Found::new(&self.dir, crate::open(&self.dir)?.stat()));
+        }
+        let options = Options::new().create(false).interval(None);
+        let store = Store::open_with(&self.dir, &options)?;
+        if let Some(Limit(quota)) = self.store {
+            store.set_quota(quota)?;
+        }
+        for (name, Limit(quota)) in containers {
+            store.set_container_quota(name, quota)?;
+        }
+        Ok(Found::new(&self.dir, store.stat()))
+    }
+}
+
+impl Found {
+    fn new(dir: &Path, stat: SiteStat) -> Found {
+        // The system container is no container of the user's.
+        let mut containers: Vec<Line> = stat
+            .containers
+            .into_iter()
+            .skip(1)
+            .map(|c| Line {
+                name: c.name,
+                quota_bytes: c.quota_bytes,
+                stored_bytes: c.stored_bytes,
+            })
+            .collect();
+        containers.sort_by(|a, b| a.name.cmp(&b.name));
+        let (quota_bytes, file_bytes) = (stat.store.quota_bytes, stat.store.file_bytes);
+        Found { dir: dir.to_owned(), quota_bytes, file_bytes, containers }
+    }
+}
+
+/// A quota in words.
+pub(crate) fn in_words(quota: Option<u64>) -> String {
+    quota.map_or_else(|| "none".to_owned(), bytes)
+}
+
+impl Report for Found {
+    fn is_well(&self) -> bool {
+        true
+    }
+
+    fn print(&self) {
+        let names = self.containers.iter().map(|c| shown(&c.name).chars().count());
+        let width = names.chain(["(the store)".len()]).max().unwrap_or(0);
+        crate::say!("{:width$}  {:>10}  {:>10}", "NAME", "QUOTA", "TAKEN");
+        let (quota, taken) = (in_words(self.quota_bytes), bytes(self.file_bytes));
+        crate::say!("{:width$}  {quota:>10}  {taken:>10}", "(the store)");
+        for c in &self.containers {
+            let (quota, taken) = (in_words(c.quota_bytes), bytes(c.stored_bytes));
+            crate::say!("{:width$}  {quota:>10}  {taken:>10}", shown(&c.name));
+        }
+    }
+}

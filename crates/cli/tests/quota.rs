@@ -1,0 +1,69 @@
+//! `stead quota` on real stores: limits are laid down, shown by every command that looks, and kept; what is wrong is refused
+//! with words.
+
+mod common;
+
+use common::{alone, bank, bank_of, run};
+
+#[test]
+fn quotas_are_laid_down_shown_and_kept() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    bank(&dir, 1000);
+    let at = dir.to_str().unwrap();
+    let none = run(&["quota", at], &["--json"]).json();
+    common::keys_are_documented("quota", &none);
+    assert!(none["quota_bytes"].is_null() && none["containers"][0]["quota_bytes"].is_null());
+    assert!(!run(&["ls", at], &[]).out.contains("QUOTA"));
+    let set = run(&["quota", at, "--store", "40MiB", "--container", "bank", "1.5MiB"], &["--json"]);
+    assert_eq!(set.code, 0, "{set:?}");
+    let (store, container) = (40u64 << 20, 3u64 << 19);
+    let shown = set.json();
+    assert_eq!(
+        (&shown["quota_bytes"], &shown["containers"][0]["name"]),
+        (&store.into(), &"bank".into())
+    );
+    let stat = run(&["stat", at], &["--json"]).json();
+    assert_eq!(stat["quota_bytes"], store);
+    assert_eq!(stat["containers"][1]["quota_bytes"], container);
+    assert_eq!(run(&["ls", at], &["--json"]).json()["containers"][0]["quota_bytes"], container);
+    for command in ["quota", "ls", "stat"] {
+        let words = run(&[command, at], &[]).out;
+        assert!(words.contains("1.5 MiB"), "{words}");
+        assert!(command == "ls" || words.contains("40.0 MiB"), "{words}");
+    }
+    // A program meets them.
+    let opened = stead::open(&dir).unwrap();
+    assert_eq!(bank_of(&opened).quota(), Some(container));
+    assert_eq!(opened.stat().store.quota_bytes, Some(store));
+    let busy = run(&["quota", at, "--store", "none"], &["--json"]).json();
+    assert_eq!(busy["error"]["kind"], "in_use");
+    drop(opened);
+    let lifted = run(&["quota", at, "--store", "none", "--container", "bank", "none"], &["--json"]);
+    let lifted = lifted.json();
+    assert!(lifted["quota_bytes"].is_null() && lifted["containers"][0]["quota_bytes"].is_null());
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_words() {
+    let Some(_alone) = alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    bank(&dir, 10);
+    let at = dir.to_str().unwrap();
+    for (args, code, kind, words) in [
+        (&["--store", "1MiB"][..], 4, "quota", "33619968 at the least"),
+        (&["--store", "much"], 2, "usage", "or none"),
+        (&["--container", "bank", "much"], 2, "usage", "or none"),
+        (&["--container", "bank"], 2, "usage", "2 values"),
+        (&["--container", "nobody", "1MiB"], 3, "no_container", "\"nobody\""),
+    ] {
+        let mut all = vec!["quota", at];
+        all.extend(args);
+        let ran = run(&all, &["--json"]);
+        let said = ran.json();
+        assert_eq!((ran.code, said["error"]["kind"].as_str()), (code, Some(kind)), "{said}");
+        assert!(said["error"]["message"].as_str().unwrap().contains(words), "{said}");
+    }
+}
