@@ -200,7 +200,7 @@ fn planted_forget_readers() {
 /// I14: a giver that does not know that its page was taken, and a home that gave it up since.
 #[test]
 fn planted_take_back_dropped() {
-    expect_found_in_rounds(Bug::TakeBackDropped, 120_896, "was");
+    expect_found_in_rounds(Bug::TakeBackDropped, 120_896, "lost");
 }
 
 // Leaving in order.
@@ -215,4 +215,10 @@ fn planted_keep_on_leaving() {
 #[test]
 fn planted_leave_unsettled() {
     expect_found_in_rounds(Bug::LeaveUnsettled, 0, "stable");
+}
+
+/// I14: a home that gave the page up itself, in a view whose homes never were whole.
+#[test]
+fn planted_take_old_grant() {
+    expect_found_in_rounds(Bug::TakeOldGrant, 133_724, "was");
 }

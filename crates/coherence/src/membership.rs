@@ -389,6 +389,16 @@ impl Site {
             let older = |held: &Held| held.version <= stored && held.role != Role::Owner;
             told.iter().all(|(_, held)| older(held) || held.version < stored)
         };
+        // What this site had and gave up in an earlier view it does not say again.
+        let had = self.table.get(key).version_seen();
+        let is_past = best.is_some_and(|(version, _, _, role)| {
+            matches!(role, Role::Giving(to) if to == self.me) && had > version
+        });
+        // Planted, `ForgetReaders` is to be found here and not made good here.
+        let taken = planted!(self, TakeOldGrant) || planted!(self, ForgetReaders);
+        if is_past && !taken {
+            return;
+        }
         if stored.is_some_and(is_latest) && !planted!(self, TakeBackDropped) {
             return;
         }

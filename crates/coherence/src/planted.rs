@@ -45,6 +45,8 @@ pub enum Bug {
     ForgetReaders,
     /// A home expects what it took before and has in the store since (I14).
     TakeBackDropped,
+    /// A home takes an old grant of a page that it gave up in a view whose homes never were whole (I14).
+    TakeOldGrant,
     /// It is not said that a dead site was home to pages (I21).
     HomeUnnamed,
     /// Sections may begin between the caller's word to go back and the end of the round that it waits
