@@ -217,6 +217,12 @@ fn planted_leave_unsettled() {
     expect_found_in_rounds(Bug::LeaveUnsettled, 0, "stable");
 }
 
+/// I22: answers that overtook a page which was then refused.
+#[test]
+fn planted_keep_early() {
+    expect_found_in_rounds(Bug::KeepEarly, 229_268, "rest");
+}
+
 /// I14: a home that gave the page up itself, in a view whose homes never were whole.
 #[test]
 fn planted_take_old_grant() {

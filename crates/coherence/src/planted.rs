@@ -68,6 +68,8 @@ pub enum Bug {
     ForgetWhichBack,
     /// A site that leaves keeps its pages to itself.
     KeepOnLeaving,
+    /// A site keeps answers that came before a grant that it then refused, and never has done (I22).
+    KeepEarly,
     /// A site leaves before what it shared is stable (I18).
     LeaveUnsettled,
     /// The frame is dropped when the page is sent, not when it arrived (I15).

@@ -248,6 +248,15 @@ impl Site {
         let version_back = version.next();
         let refused = Page { version: version_back, owner: from, refused: true, ..page };
         self.table.set(key, &refused);
+        let keeps = planted!(self, KeepEarly);
+        if let Some(busy) = self.busy.get_mut(key)
+            && busy.early_version <= version
+            && !keeps
+        {
+            // Answers that overtook this grant are to no later one: the giver counts the copies again.
+            busy.early = SiteSet::new();
+            busy.early_version = Version::ZERO;
+        }
         self.send(from, Message::Refused { page: key, version, waiting }, turn);
         self.pass_queue_on(key, turn);
         self.forget_if_idle(key);

@@ -13,6 +13,8 @@ use stead_coherence::{
 
 const PAGE: PageKey = PageKey::new(1, 0);
 const LOCK: PageKey = PageKey::new(2, 0);
+/// Another page of the same container.
+const NEXT_PAGE: PageKey = PageKey::new(1, 1);
 /// A page of another container.
 const OTHER_PAGE: PageKey = PageKey::new(3, 0);
 const DOMAIN: DomainId = DomainId(1);
@@ -441,4 +443,41 @@ fn a_site_leaves_when_it_has_nothing_more() {
     };
     assert!(!group.done.iter().any(bad), "{:?}", group.done);
     assert!(group.sites[0].is_ready() && group.sites[2].is_ready());
+}
+
+/// Pages of which something is unfinished at a site that refused a page which came with a lock, after a copy's
+/// answer had overtaken it.
+fn unfinished_after_refusing(bug: Option<Bug>) -> usize {
+    let mut group = Group::with(4, bug);
+    group.give(1, Event::Lock { lock: LOCK, with: None });
+    group.fault(1, PAGE, true);
+    group.fault(2, NEXT_PAGE, true);
+    group.tick(1_000);
+    group.fault(2, PAGE, false);
+    group.fault(3, NEXT_PAGE, true);
+    group.tick(2_000);
+    assert_eq!(group.sites[3].busy_count(), 0);
+    group.holds = |message| matches!(message, Message::Grants { first, .. } if first.page == PAGE);
+    group.give(3, Event::Lock { lock: LOCK, with: Some(PAGE) });
+    group.give(1, Event::Unlock { lock: LOCK });
+    assert_eq!(group.sites[2].page(PAGE).access, Access::None, "it has answered");
+    assert_eq!(group.aside.len(), 1, "the page is under way");
+    // Quiet, and waiting for site 2, of which it took the other page.
+    group.give(3, Event::Stabilise { domain: DOMAIN });
+    group.give(3, Event::Drained { domain: DOMAIN });
+    group.holds = |_| false;
+    let (site, grant) = group.aside.remove(0);
+    group.give(site, grant);
+    assert!(group.sites[1].page(PAGE).owner, "it was refused");
+    group.give(3, Event::GiveUp { domain: DOMAIN });
+    group.give(3, Event::Unlock { lock: LOCK });
+    group.sites[3].busy_count()
+}
+
+/// I22: answers to a grant that is then refused are not waited with; nothing comes for which they count, and a
+/// site with something unfinished cannot leave.
+#[test]
+fn a_refused_page_leaves_nothing_behind() {
+    assert_eq!(unfinished_after_refusing(None), 0);
+    assert_eq!(unfinished_after_refusing(Some(Bug::KeepEarly)), 1, "the planted mistake shows");
 }
