@@ -114,7 +114,7 @@ impl Site {
         self.view = view;
         self.rebuild = Rebuild { whole, past, ..Rebuild::new(true) };
         self.leave_again(turn);
-        self.forget_gone(&gone);
+        self.forget_gone(&gone, &dead);
         self.rounds_in_new_view(&gone, turn);
         let reports = self.reports(&gone, &dead, told);
         self.rebuild.gone = gone;
@@ -125,7 +125,7 @@ impl Site {
     }
 
     /// Takes the dead out of everything that waits for them.
-    fn forget_gone(&mut self, gone: &SiteSet) {
+    fn forget_gone(&mut self, gone: &SiteSet, dead: &SiteSet) {
         for key in self.pages().collect::<Vec<_>>() {
             let mut page = self.table.get(key);
             if page.own && !gone.is_empty() {
@@ -151,6 +151,7 @@ impl Site {
             busy.early_version = Version::ZERO;
             if let Some(leaving) = &mut busy.leaving {
                 leaving.stranded |= gone.contains(leaving.to);
+                leaving.bereft |= !dead.is_empty();
                 leaving.grant.copies.retain(|s| !gone.contains(s));
             }
             true
@@ -180,7 +181,12 @@ impl Site {
                 }
             } else if let Some(leaving) = busy.get(key).and_then(|b| b.leaving.as_ref()) {
                 let role = match leaving.stranded {
-                    true if dead.is_empty() => Role::Untaken(leaving.to),
+                    // Also if the view that a death was told in is over here: its home may not have
+                    // heard of it before the next view came.
+                    true if planted!(self, ForgetDeath) && dead.is_empty() => {
+                        Role::Untaken(leaving.to)
+                    }
+                    true if !leaving.bereft => Role::Untaken(leaving.to),
                     true => Role::Stranded(leaving.to),
                     false => Role::Giving(leaving.to),
                 };

@@ -519,6 +519,7 @@ impl Site {
             frame,
             due: turn.now + self.config.retry_us,
             stranded: false,
+            bereft: false,
             capture: false,
             captured: page.captured,
         });

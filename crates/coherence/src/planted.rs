@@ -45,6 +45,8 @@ pub enum Bug {
     ForgetReaders,
     /// A home expects what it took before and has in the store since (I14).
     TakeBackDropped,
+    /// That a site died is forgotten with the view that told it, though no home heard of the page (I21).
+    ForgetDeath,
     /// A home takes an old grant of a page that it gave up in a view whose homes never were whole (I14).
     TakeOldGrant,
     /// It is not said that a dead site was home to pages (I21).

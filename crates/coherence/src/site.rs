@@ -79,6 +79,8 @@ pub(crate) struct Leaving {
     pub(crate) due: Micros,
     /// The receiver died, or was another member of the same number.
     pub(crate) stranded: bool,
+    /// A site died since: the receiver may have taken the page, and its changes be gone (I21).
+    pub(crate) bereft: bool,
     /// The frame is to be captured for the round under way.
     pub(crate) capture: bool,
     /// The contents were captured for the round under way before they were given (R3).

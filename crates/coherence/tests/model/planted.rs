@@ -120,6 +120,22 @@ fn home_unnamed() {
     catch(Bug::HomeUnnamed, |b| b.crashes = 1);
 }
 
+/// I21: a home that a death was told to, and that had a newer view before it had heard all.
+#[test]
+fn forget_death() {
+    let mut bounds = Bounds::new(Manager::Dynamic);
+    bounds.pages = 2;
+    bounds.faults = 2;
+    bounds.crashes = 1;
+    bounds.rejoins = 1;
+    bounds.bug = Some(Bug::ForgetDeath);
+    // Too deep for breadth.
+    let limits = Limits { breadth: false, states_max: 20_000_000, ..LIMITS };
+    let found = explore("planted ForgetDeath", Pages::new(bounds), limits);
+    let by = found.violated.expect("it was not found");
+    println!("planted ForgetDeath: found by {by}");
+}
+
 /// I10: a page that is not served while its site is closing.
 #[test]
 fn serve_only_awake() {
