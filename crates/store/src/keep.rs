@@ -361,9 +361,10 @@ impl Store {
             Some(room) => room,
         };
         let mut keeper = self.keeper();
-        let mut in_vain = 0;
+        let (mut in_vain, mut most) = (0, 0);
         loop {
             let before = self.state().space.chain_supply();
+            most = before.max(most);
             if before >= wanted {
                 return Ok(());
             }
@@ -373,7 +374,8 @@ impl Store {
                 return Ok(());
             }
             // What little is moved may make room for more to be moved.
-            in_vain = if now > before { 0 } else { in_vain + 1 };
+            // Only more than there ever was counts: one pass may take what the next one gives back, for ever.
+            in_vain = if now > most { 0 } else { in_vain + 1 };
             if !cleaned.is_ok_and(|moved| moved > 0 || now > before) || in_vain == PASSES_IN_VAIN {
                 return if now >= needed { Ok(()) } else { self.grow(needed - now, false) };
             }
