@@ -53,7 +53,8 @@ impl Store {
                 continue;
             };
             for (i, extent) in root.table.iter().enumerate() {
-                let before = root.table[..i].iter().map(|extent| extent.blocks).sum();
+                let before =
+                    root.table[..i].iter().fold(0u32, |n, extent| n.wrapping_add(extent.blocks));
                 self.check_extent(extent, before, damages);
             }
             if root.position.epoch == epoch {
@@ -85,15 +86,20 @@ impl Store {
     }
 
     fn check_extent(&self, extent: &Extent, before: u32, damages: &mut Vec<Damage>) {
-        let mut bytes = AlignedBuf::zeroed(extent.blocks as usize * BLOCK);
-        let offset = extent.place.offset();
-        if let Err(error) = self.disk.read_from_disk(offset, bytes.as_mut_slice()) {
-            damages.push(Damage::of(None, error));
-            return;
-        }
+        // Block by block: how many there are is what the disk says.
+        let mut block = vec![0; BLOCK];
         let sealer = self.disk.sealer();
-        let blocks = bytes.as_slice().chunks(BLOCK).zip(before..);
-        let sums = blocks.map(|(block, index)| sealer.block(Entry::Table(index), block));
+        let offset = extent.place.offset();
+        let mut sums = Vec::new();
+        for index in 0..extent.blocks {
+            let place = Place(extent.place.0.saturating_add(u64::from(index)));
+            if let Err(error) = self.disk.read_from_disk(place.offset(), &mut block) {
+                damages.push(Damage::of(None, error));
+                return;
+            }
+            sums.push(sealer.block(Entry::Table(before.wrapping_add(index)), &block));
+        }
+        let sums = sums.into_iter();
         if extent_checksum(sums) != extent.checksum {
             let what = "a part of a root's table does not have the checksum it was written with; there are two roots, \
                         the other one leads to the same state, and the next checkpoints write this one anew";
