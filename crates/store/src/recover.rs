@@ -667,7 +667,8 @@ impl<'a> Replay<'a> {
         for (mut place, mut next_segment, mut left) in ways {
             // Serials only go up: a chunk that was written to a wrong place must not lead in circles.
             let mut seen = from.serial;
-            while left > 0 && !place.is_none() {
+            // What a chunk names as the next segment has been checked only for those on the chain itself.
+            while left > 0 && self.has(place) {
                 left -= 1;
                 match self.onward(place, seen, under_way)? {
                     Onward::Later(chunk) => return Ok(Some((place, chunk))),
