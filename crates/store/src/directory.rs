@@ -19,8 +19,9 @@ use stead_model::WINDOW_COUNT;
 use crate::aligned::AlignedBuf;
 use crate::error::{CreateError, Held, OpenError, is_no_space};
 use crate::file::FileMedium;
-use crate::format::{BLOCK, FORMAT_VERSION, HEADER_BLOCKS, LogPosition, Place, ROOTS, Root};
-use crate::format::{SUPERBLOCKS, Superblock};
+use crate::format::{
+    BLOCK, FORMAT_VERSION, HEADER_BLOCKS, LogPosition, Place, ROOTS, Root, SUPERBLOCKS, Superblock,
+};
 use crate::medium::Medium;
 use crate::pin;
 use crate::recover::{Hold, OpenReport, open_at};

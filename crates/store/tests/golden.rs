@@ -6,28 +6,16 @@
 
 mod images;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
+use images::{Pages, id, image, pages};
+use stead_model::ContainerId;
+use stead_store::Store;
 use stead_store::sim::CrashMedium;
-use stead_store::{CreateOptions, Store, Stored};
-
-fn id(container: u32, page: u64) -> PageId {
-    PageId { container: ContainerId(container), page: PageNo(page) }
-}
-
-/// Mostly zero, so that the text stays short.
-fn image(value: u64) -> [u8; PAGE_SIZE] {
-    let mut bytes = [0; PAGE_SIZE];
-    bytes[..8].copy_from_slice(&value.to_le_bytes());
-    bytes[PAGE_SIZE - 1] = 1;
-    bytes
-}
 
 /// What the store holds: it has been written in three stabilisations behind a root, and two before.
-fn contents() -> BTreeMap<PageId, u64> {
-    let mut want: BTreeMap<PageId, u64> = (0..20).map(|i| (id(1, i * 300), 100 + i)).collect();
+fn contents() -> Pages {
+    let mut want: Pages = (0..20).map(|i| (id(1, i * 300), 100 + i)).collect();
     want.insert(id(0, 0), 1);
     want.remove(&id(1, 600));
     want.insert(id(1, 0), 7);
@@ -39,15 +27,7 @@ fn contents() -> BTreeMap<PageId, u64> {
 #[test]
 fn write() {
     let Some(path) = std::env::var_os("STEAD_WRITE_GOLDEN") else { return };
-    let medium = CrashMedium::new(0);
-    let options = CreateOptions {
-        segment_blocks: Some(32),
-        store_id: Some(0x0123_4567_89AB_CDEF_0011_2233_4455_6677),
-        base_window: Some(11),
-        created: Some(1_763_000_000),
-        ..CreateOptions::default()
-    };
-    let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
+    let (store, medium) = images::new_store();
     let mut batch = store.batch();
     let push = |batch: &mut stead_store::Batch, id, value| {
         batch.push(id, |p| p.copy_from_slice(&image(value)));
@@ -96,20 +76,7 @@ fn a_store_of_version_1_is_read_and_gone_on_with() {
     check(&store, &want);
 }
 
-fn check(store: &Store, want: &BTreeMap<PageId, u64>) {
-    let mut found = BTreeMap::new();
-    let mut page = [0; PAGE_SIZE];
-    for container in store.containers() {
-        for range in store.stored_pages(container).unwrap() {
-            for page_no in range.pages() {
-                let id = PageId { container, page: page_no };
-                assert_eq!(store.read_page(id, &mut page).unwrap(), Stored::Image);
-                let value = u64::from_le_bytes(page[..8].try_into().unwrap());
-                assert!(page == image(value));
-                found.insert(id, value);
-            }
-        }
-    }
-    assert_eq!(found, *want);
+fn check(store: &Store, want: &Pages) {
+    assert_eq!(pages(&store.view()), *want);
     assert!(store.verify(&mut |_| {}).unwrap().is_clean());
 }

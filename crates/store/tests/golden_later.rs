@@ -7,37 +7,18 @@ mod images;
 use std::path::Path;
 use std::sync::Arc;
 
-use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
+use images::{id, image};
+use stead_model::PageId;
 use stead_store::sim::CrashMedium;
 use stead_store::sim::groups::commit_as_group;
-use stead_store::{CreateOptions, ReadError, Store, Stored};
+use stead_store::{ReadError, Store};
 
 const BLOCK: usize = 4096;
 const GROUPS: &str = include_str!("golden/version-1-groups.txt");
 const LOST: &str = include_str!("golden/version-1-lost.txt");
 
-fn id(container: u32, page: u64) -> PageId {
-    PageId { container: ContainerId(container), page: PageNo(page) }
-}
-
-/// Mostly zero, so that the text stays short.
-fn image(value: u64) -> [u8; PAGE_SIZE] {
-    let mut bytes = [0; PAGE_SIZE];
-    bytes[..8].copy_from_slice(&value.to_le_bytes());
-    bytes[PAGE_SIZE - 1] = 1;
-    bytes
-}
-
 fn read(store: &Store, id: PageId) -> Result<Option<u64>, ReadError> {
-    let mut page = [0; PAGE_SIZE];
-    Ok(match store.read_page(id, &mut page)? {
-        Stored::Never => None,
-        Stored::Image => {
-            let value = u64::from_le_bytes(*page.first_chunk().unwrap());
-            assert!(page == image(value));
-            Some(value)
-        }
-    })
+    images::read_page(&store.view(), id)
 }
 
 fn commit_group(store: &Store, pages: &[(PageId, u64)]) {
@@ -66,15 +47,7 @@ fn root_versions(medium: &CrashMedium) -> [u8; 2] {
 #[test]
 fn write() {
     let Some(directory) = std::env::var_os("STEAD_WRITE_GOLDEN_LATER") else { return };
-    let medium = CrashMedium::new(0);
-    let options = CreateOptions {
-        segment_blocks: Some(32),
-        store_id: Some(0x0123_4567_89AB_CDEF_0011_2233_4455_6677),
-        base_window: Some(11),
-        created: Some(1_763_000_000),
-        ..CreateOptions::default()
-    };
-    let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
+    let (store, medium) = images::new_store();
     commit_group(&store, &[(id(1, 0), 10), (id(2, 0), 20), (id(3, 0), 30)]);
     commit_group(&store, &[(id(1, 1), 11), (id(2, 300), 21)]);
     store.checkpoint().unwrap();
@@ -113,7 +86,7 @@ fn a_store_with_groups_is_read_and_gone_on_with() {
     ];
     let store = open(&medium);
     assert_eq!(store.stat().last_sequence, 8);
-    want.iter().for_each(|&(id, value)| assert_eq!(read(&store, id).unwrap(), Some(value)));
+    assert_eq!(images::pages(&store.view()), want.into());
     assert!(store.verify(&mut |_| {}).unwrap().is_clean());
     commit_group(&store, &[(id(3, 1), 31), (id(2, 1), 23)]);
     drop(store);

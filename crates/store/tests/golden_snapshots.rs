@@ -4,27 +4,13 @@
 
 mod images;
 
-use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
+use images::{Pages, id, image, pages};
+use stead_model::{ContainerId, PAGE_SIZE};
 use stead_store::sim::CrashMedium;
-use stead_store::{Batch, CreateOptions, Medium, OpenError, Store, Stored, View};
-
-type Pages = BTreeMap<PageId, u64>;
-
-fn id(container: u32, page: u64) -> PageId {
-    PageId { container: ContainerId(container), page: PageNo(page) }
-}
-
-/// Mostly zero, so that the text stays short.
-fn image(value: u64) -> [u8; PAGE_SIZE] {
-    let mut bytes = [0; PAGE_SIZE];
-    bytes[..8].copy_from_slice(&value.to_le_bytes());
-    bytes[PAGE_SIZE - 1] = 1;
-    bytes
-}
+use stead_store::{Batch, Medium, OpenError, Store};
 
 /// What it holds, in the order in which it came: "first", "second" and the live state, where container 9 is a branch
 /// of container 8, which is one of container 1.
@@ -49,15 +35,7 @@ fn contents() -> (Pages, Pages, Pages) {
 #[test]
 fn write() {
     let Some(path) = std::env::var_os("STEAD_WRITE_GOLDEN_SNAPSHOTS") else { return };
-    let medium = CrashMedium::new(0);
-    let options = CreateOptions {
-        segment_blocks: Some(32),
-        store_id: Some(0x0123_4567_89AB_CDEF_0011_2233_4455_6677),
-        base_window: Some(11),
-        created: Some(1_763_000_000),
-        ..CreateOptions::default()
-    };
-    let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
+    let (store, medium) = images::new_store();
     let mut batch = store.batch();
     let push = |batch: &mut Batch, id, value| {
         batch.push(id, |p| p.copy_from_slice(&image(value)));
@@ -176,21 +154,4 @@ fn table_blocks(medium: &CrashMedium) -> Vec<u64> {
         }
     }
     blocks
-}
-
-fn pages(view: &View<'_>) -> Pages {
-    let mut found = Pages::new();
-    let mut page = [0; PAGE_SIZE];
-    for container in view.containers() {
-        for range in view.stored_pages(container).unwrap() {
-            for page_no in range.pages() {
-                let id = PageId { container, page: page_no };
-                assert_eq!(view.read_page(id, &mut page).unwrap(), Stored::Image);
-                let value = u64::from_le_bytes(page[..8].try_into().unwrap());
-                assert!(page == image(value));
-                found.insert(id, value);
-            }
-        }
-    }
-    found
 }
