@@ -28,7 +28,7 @@ impl Site {
         if self.is_forked() {
             return Err(QuotaError::Forked);
         }
-        let name = ContainerName::new(name).map_err(ContainerError::from)?.as_str();
+        let name = ContainerName::existing(name).map_err(ContainerError::from)?.as_str();
         // Held so that it is not removed meanwhile.
         let _windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let found = self
