@@ -4,16 +4,16 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
-use common::{alone, bank, bank_of, run};
+use common::{alone, bank, bank_of, new_bank, run};
 
 #[test]
 fn every_command_answers_in_json_with_documented_keys() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
-    bank(&dir, 1000);
-    let dir = dir.to_str().unwrap();
+    let (_temp, dir) = new_bank(1000);
+    let dir = dir.as_str();
     for args in [&["ls", dir][..], &["stat", dir], &["verify", "--leaks", dir], &["doctor", dir]] {
         let ran = run(args, &["--json"]);
         assert_eq!(ran.code, 0, "{args:?}: {ran:?}");
@@ -32,13 +32,11 @@ fn every_command_answers_in_json_with_documented_keys() {
 #[test]
 fn ls_shows_each_container() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
-    bank(&dir, 1000);
+    let (_temp, dir) = new_bank(1000);
     let store = stead::open(&dir).unwrap();
     let address = bank_of(&store).address().to_string();
     drop(store);
-    let json = run(&["ls", dir.to_str().unwrap()], &["--json"]).json();
+    let json = run(&["ls", &dir], &["--json"]).json();
     let [bank] = json["containers"].as_array().unwrap().as_slice() else { panic!("{json}") };
     assert_eq!(bank["name"], "bank");
     assert_eq!(bank["root"], "Bank");
@@ -46,7 +44,7 @@ fn ls_shows_each_container() {
     assert_eq!(bank["address_bytes"], 128u64 << 30);
     assert!(bank["pages"].as_u64().unwrap() >= 3, "{json}");
     assert_eq!(bank["stored_bytes"].as_u64().unwrap(), bank["pages"].as_u64().unwrap() * 4096);
-    let words = run(&["ls", dir.to_str().unwrap()], &[]);
+    let words = run(&["ls", &dir], &[]);
     for word in ["bank", "Bank", &address] {
         assert!(words.out.contains(word), "{word} is missing in {}", words.out);
     }
@@ -139,25 +137,20 @@ fn every_kind_of_error_is_documented() {
 #[test]
 fn what_the_user_may_not_read_has_its_kind() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
-    bank(&dir, 10);
+    let (_temp, dir) = new_bank(10);
+    let log = Path::new(&dir).join("log");
     let permit = |mode| {
         use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(dir.join("log"), fs::Permissions::from_mode(mode)).unwrap();
+        fs::set_permissions(&log, fs::Permissions::from_mode(mode)).unwrap();
     };
     permit(0);
-    if fs::File::open(dir.join("log")).is_ok() {
+    if fs::File::open(&log).is_ok() {
         println!("NOT RUN: root may read everything");
         return;
     }
     for command in ["ls", "stat", "verify", "scrub"] {
-        refused(
-            &[command, dir.to_str().unwrap()],
-            3,
-            "not_permitted",
-            &["Permission denied", "run as its owner"],
-        );
+        let words = ["Permission denied", "run as its owner"];
+        refused(&[command, &dir], 3, "not_permitted", &words);
     }
 }
 
@@ -169,8 +162,11 @@ fn a_directory_whose_name_is_no_text_is_answered_for_in_json() {
     let dir = temp.path().join(std::ffi::OsStr::from_bytes(b"st\xffore"));
     bank(&dir, 10);
     for command in ["ls", "stat", "scrub", "doctor"] {
-        let ran = std::process::Command::new(env!("CARGO_BIN_EXE_stead"));
-        let ran = { ran }.args([command, "--json"]).arg(&dir).output().unwrap();
+        let ran = Command::new(env!("CARGO_BIN_EXE_stead"))
+            .args([command, "--json"])
+            .arg(&dir)
+            .output()
+            .unwrap();
         assert_eq!(ran.status.code(), Some(0), "{ran:?}");
         let json: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
         let dir = if command == "doctor" { &json["store"]["dir"] } else { &json["dir"] };
@@ -231,10 +227,8 @@ fn the_demo_in_json() {
 #[test]
 fn a_branch_is_looked_at_though_it_has_its_origins_addresses() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
-    bank(&dir, 100);
-    let dir = dir.to_str().unwrap();
+    let (_temp, dir) = new_bank(100);
+    let dir = dir.as_str();
     assert_eq!(run(&["snapshot", "take", dir, "monday"], &[]).code, 0);
     assert_eq!(run(&["snapshot", "branch", dir, "monday", "bank", "old bank"], &[]).code, 0);
     for command in ["ls", "stat", "verify"] {

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::{alone, run};
+use common::{alone, place, run};
 use stead::{Persist, Store, Vec};
 
 #[derive(Persist)]
@@ -58,8 +58,7 @@ fn spoil(dir: &Path) -> (usize, u64) {
 #[test]
 fn a_damaged_page_is_named_and_all_else_is_told_as_usual() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
+    let (_temp, dir) = place();
     let address = filled(&dir);
     let dir_text = dir.to_str().unwrap();
     let whole = run(&["scrub", dir_text], &["--json"]);
@@ -116,8 +115,7 @@ fn a_damaged_page_is_named_and_all_else_is_told_as_usual() {
 #[test]
 fn a_damaged_header_is_told_by_ls() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
+    let (_temp, dir) = place();
     filled(&dir);
     // The first pages of containers begin with these letters; the second container made is number 2.
     let log = dir.join("log");
@@ -143,8 +141,7 @@ fn a_damaged_header_is_told_by_ls() {
 #[test]
 fn a_rate_is_kept() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
+    let (_temp, dir) = place();
     filled(&dir);
     // Never faster than it was told: slower may be the machine.
     let json = run(&["scrub", dir.to_str().unwrap(), "--rate", "1MiB/s"], &["--json"]).json();
@@ -159,8 +156,7 @@ fn a_rate_is_kept() {
 #[test]
 fn a_stabilisation_cut_short_is_told_by_verify() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
+    let (temp, dir) = place();
     filled(&dir);
     // The store as it was just after a stabilisation, as a crash leaves it: closing it would store a root.
     let copy = temp.path().join("copy");
@@ -195,8 +191,7 @@ fn a_stabilisation_cut_short_is_told_by_verify() {
 #[test]
 fn damage_in_a_snapshot_is_told_as_such_with_its_cure() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
+    let (temp, dir) = place();
     filled(&dir);
     let dir_text = dir.to_str().unwrap();
     assert_eq!(run(&["snapshot", "take", dir_text, "after"], &[]).code, 0);
@@ -247,8 +242,7 @@ fn damage_in_a_snapshot_is_told_as_such_with_its_cure() {
 #[test]
 fn with_a_part_that_is_there_twice_nothing_is_lost() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
+    let (_temp, dir) = place();
     filled(&dir);
     let file = fs::OpenOptions::new().write(true).open(dir.join("log")).unwrap();
     // The second superblock.

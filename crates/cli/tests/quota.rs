@@ -3,15 +3,13 @@
 
 mod common;
 
-use common::{alone, bank, bank_of, run};
+use common::{alone, bank_of, new_bank, run};
 
 #[test]
 fn quotas_are_laid_down_shown_and_kept() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
-    bank(&dir, 1000);
-    let at = dir.to_str().unwrap();
+    let (_temp, dir) = new_bank(1000);
+    let at = dir.as_str();
     let none = run(&["quota", at], &["--json"]).json();
     common::keys_are_documented("quota", &none);
     assert!(none["quota_bytes"].is_null() && none["containers"][0]["quota_bytes"].is_null());
@@ -48,10 +46,8 @@ fn quotas_are_laid_down_shown_and_kept() {
 #[test]
 fn what_cannot_be_is_refused_with_words() {
     let Some(_alone) = alone() else { return };
-    let temp = tempfile::tempdir().unwrap();
-    let dir = temp.path().join("store");
-    bank(&dir, 10);
-    let at = dir.to_str().unwrap();
+    let (_temp, dir) = new_bank(10);
+    let at = dir.as_str();
     for (args, code, kind, words) in [
         (&["--store", "1MiB"][..], 4, "quota", "33619968 at the least"),
         (&["--store", "much"], 2, "usage", "or none"),

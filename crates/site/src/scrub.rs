@@ -115,7 +115,7 @@ impl fmt::Display for FoundDamage {
                 write!(
                     f,
                     "; the live state does not have it: drop {} to be rid of {them}, or restore the store from a \
-                           backup",
+                     backup",
                     SnapshotNames(names)
                 )
             }

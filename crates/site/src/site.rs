@@ -497,14 +497,14 @@ impl Site {
         let mut free = windows.clone();
         let placeholder = ContainerId::MAX;
         let mut refused = None;
-        let usable = |run| match self.shared.space.reserve(placeholder, run) {
-            Ok(_) => true,
-            Err(error) => {
-                refused = refused
-                    .take()
-                    .or_else(|| Some(error).filter(ReserveError::is_out_of_addresses));
-                false
+        let usable = |run| {
+            let reserved = self.shared.space.reserve(placeholder, run);
+            if let Err(error) = &reserved
+                && error.is_out_of_addresses()
+            {
+                refused.get_or_insert_with(|| error.to_string());
             }
+            reserved.is_ok()
         };
         let run = free.allocate(options.windows, usable).map_err(|taken| match refused {
             Some(why) => out_of_addresses(&self.shared, name, options.windows, &why),

@@ -182,9 +182,8 @@ impl Store {
             };
             if quotas.contains_key(&container) {
                 let count = counts.entry(container).or_insert_with(|| {
-                    Count::from(
-                        known.get(&container).copied().unwrap_or_else(|| self.held(container)),
-                    )
+                    let pages = known.get(&container).copied();
+                    Count::of(pages.unwrap_or_else(|| self.held(container)))
                 });
                 match entry {
                     Entry::Image(id) => count.put(self, id, true),
@@ -218,8 +217,7 @@ impl Store {
     /// How many pages of a container are stored. Costs by what has been stored since the last root.
     fn held(&self, container: ContainerId) -> u64 {
         let (tree, layers, _) = self.view().map_of(container);
-        let base = tree.as_ref().map_or(0, |tree| tree.pages());
-        let mut count = Count::from(base);
+        let mut count = Count::of(tree.as_ref().map_or(0, |tree| tree.pages()));
         // Looked for below each layer: in the map, and in the layers before it.
         for (i, changes) in layers.iter().enumerate() {
             if changes.dropped {
@@ -266,7 +264,7 @@ struct Count {
 }
 
 impl Count {
-    fn from(before: u64) -> Self {
+    fn of(before: u64) -> Self {
         let counted = HashMap::new();
         Count { before, now: before, counted, dropped: false, is_doubtful: false }
     }

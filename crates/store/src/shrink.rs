@@ -51,7 +51,7 @@ impl Store {
         let quota = self.segments_of_quota();
         if space.segments() > quota {
             // As near to it as what is live allows.
-            let live = (space.live_blocks().div_ceil(self.layout().segment_blocks)) as usize;
+            let live = space.live_blocks().div_ceil(self.layout().segment_blocks) as usize;
             let target = quota.max(live + SPARE);
             return (space.segments() > target).then_some(target);
         }

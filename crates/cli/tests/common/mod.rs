@@ -1,12 +1,13 @@
 //! Running the command, and stores to run it on.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 use stead::{Container, Persist, Store, Vec};
+use tempfile::TempDir;
 
 /// Where keys and exit codes are documented.
 pub(crate) const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/command.md");
@@ -19,6 +20,20 @@ pub(crate) struct Bank<'s> {
 
 pub(crate) fn bank_of(store: &Store) -> Container<Bank<'static>> {
     store.container("bank", |tx| Ok(Bank { accounts: Vec::new(tx) })).unwrap()
+}
+
+/// Where a store is to be: a directory that is not there, in one that goes when the first is dropped.
+pub(crate) fn place() -> (TempDir, PathBuf) {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    (temp, dir)
+}
+
+/// A store with a bank in it, as [`place`] and [`bank`] make it, with its directory as an argument.
+pub(crate) fn new_bank(accounts: u64) -> (TempDir, String) {
+    let (temp, dir) = place();
+    bank(&dir, accounts);
+    (temp, dir.into_os_string().into_string().unwrap())
 }
 
 /// Makes a store with a bank in it.

@@ -73,12 +73,12 @@ impl Shared {
         }
     }
 
-    /// The state that this site shows.
     /// The snapshot that is shown, if it is one.
     pub(crate) fn snapshot(&self) -> Option<&str> {
         self.snapshot.as_deref()
     }
 
+    /// The state that this site shows.
     pub(crate) fn view(&self) -> View<'_> {
         match &self.snapshot {
             None => self.store.view(),

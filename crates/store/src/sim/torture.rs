@@ -324,16 +324,16 @@ impl Life {
         let mut settings = self.settings.clone();
         let stuck = settings.quota.is_some();
         let lift = stuck || self.random.below(3) == 0;
-        let (set, longest) = if stuck || self.random.below(20) == 0 {
+        let set = if stuck || self.random.below(20) == 0 {
             let len = layout.file_bytes(10 + self.random.below(24) as usize);
             settings.quota = (!lift).then_some(len + self.random.below(4096));
-            (store.set_quota(settings.quota), settings.quota)
+            store.set_quota(settings.quota)
         } else {
             let container = ContainerId(self.random.below(3) as u32);
             let held = held(&self.acknowledged, container) + self.random.below(12);
             let quota = (!lift).then_some(held * PAGE_SIZE as u64 + self.random.below(100));
             settings.set(Setting::ContainerQuota(container, quota));
-            (store.set_container_quota(container, quota), settings.quota)
+            store.set_container_quota(container, quota)
         };
         if set.is_err() {
             self.settings_admitted.push(settings);
@@ -341,7 +341,7 @@ impl Life {
             return;
         }
         self.lived.laid_down += 1;
-        self.longest = longest_with(longest, &self.medium);
+        self.longest = longest_with(settings.quota, &self.medium);
         self.settings = settings;
         self.settings_admitted.clear();
     }
