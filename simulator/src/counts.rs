@@ -188,7 +188,7 @@ impl Scene {
         Count {
             waited_for: traffic.waited_for - before.waited_for,
             after: traffic.after - before.after,
-            bodies: log.iter().map(|(_, _, message)| message.body_count()).sum(),
+            bodies: log.iter().map(|(_, _, message)| message.bodies().count()).sum(),
         }
     }
 

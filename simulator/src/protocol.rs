@@ -230,7 +230,7 @@ impl Run {
         Ok(crashes)
     }
 
-    fn step(&mut self) -> Result<(), String> {
+    fn step(&mut self) -> Result<Done, String> {
         self.steps += 1;
         if self.steps + 30 == STEPS_MAX {
             self.cluster.log = Some(Vec::new());
@@ -241,7 +241,8 @@ impl Run {
             return Err(format!("it does not come to rest; the last messages:{}", last.concat()));
         }
         let done = self.cluster.step().ok_or_else(|| self.cluster.unfinished())?;
-        self.check(&done)
+        self.check(&done)?;
+        Ok(done)
     }
 
     fn check(&mut self, done: &Done) -> Result<(), String> {
@@ -261,9 +262,7 @@ impl Run {
             self.check(&done)?;
             let mut ended = done.rounds.ended;
             while self.cluster.nodes[site].stabilising && ended.is_none() {
-                self.steps += 1;
-                let done = self.cluster.step().ok_or_else(|| self.cluster.unfinished())?;
-                self.check(&done)?;
+                let done = self.step()?;
                 if done.site == site {
                     ended = done.rounds.ended;
                 }

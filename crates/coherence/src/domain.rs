@@ -201,11 +201,6 @@ impl Site {
         turn.out.push(Effect::Capture { page: key, version: page.version, round });
     }
 
-    /// A program waits for a capture that was asked for before.
-    pub(crate) fn capture_again(&mut self, key: PageKey, turn: &mut Turn) {
-        self.capture(key, turn);
-    }
-
     /// Whether the page is in the store, and a round under way may give it other contents there (I20).
     pub(crate) fn is_unread(&self, key: PageKey, page: &Page) -> bool {
         page.stored && self.domain_at(key).is_some_and(|d| !d.unread.is_empty())

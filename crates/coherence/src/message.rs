@@ -301,16 +301,20 @@ pub enum RoundWord {
 }
 
 impl Message {
-    /// How many pages' bodies travel with it.
-    #[must_use]
-    pub fn body_count(&self) -> usize {
-        match self {
-            Message::Copies { more, .. } => 1 + more.len(),
-            Message::Grants { first, more } => {
-                usize::from(first.body) + more.iter().filter(|g| g.body).count()
-            }
-            _ => 0,
-        }
+    /// The pages whose bodies travel with it, in the order in which they do.
+    pub fn bodies(&self) -> impl Iterator<Item = PageKey> {
+        let (copies, grants) = match self {
+            Message::Copies { first, more, .. } => (Some((first, more)), None),
+            Message::Grants { first, more } => (None, Some((first, more))),
+            _ => (None, None),
+        };
+        let copies =
+            copies.into_iter().flat_map(|(first, more)| core::iter::once(first).chain(more));
+        let grants =
+            grants.into_iter().flat_map(|(first, more)| core::iter::once(first).chain(more));
+        copies
+            .map(|copy| copy.page)
+            .chain(grants.filter(|grant| grant.body).map(|grant| grant.page))
     }
 
     /// Whether it is heard before the homes of a view are rebuilt. Rounds under way end meanwhile, as

@@ -113,7 +113,8 @@ impl Site {
             self.busy.entry(key).want =
                 Some(Want { number, write, run: 0, with: None, due, optional: false });
             if page.due {
-                self.capture_again(key, turn);
+                // A program waits for a capture that was asked for before.
+                self.capture(key, turn);
             }
             return;
         }

@@ -1,5 +1,6 @@
 //! The machine at one site: its state, the one entry, and what every part of the protocol uses. The
-//! parts themselves stand in `pages`, `taking`, `locks`, `membership`, `round` and `going_back`. Read [`Site`] first.
+//! parts themselves stand in `pages`, `taking` and `locks`; `membership` and `leaving`; `domain`, `lead`, `round` and
+//! `going_back`. Read [`Site`] first.
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;

@@ -1,7 +1,7 @@
 //! Whoever waits for a lock, or to store to a page, is overtaken a bounded number of times (I6, I17).
 //! Locks go round in the order in which requests reach the holder: from then on each other thread can be
-//! ahead once, and at a page a few times, as those at its owner store again within its hold. While the request travels the others go round as often as time lets them, and so
-//! they do when a message was lost.
+//! ahead once, and at a page a few times, as those at its owner store again within its hold. While the
+//! request travels the others go round as often as time lets them, and so they do when a message was lost.
 
 use std::collections::BTreeMap;
 

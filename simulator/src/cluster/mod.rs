@@ -796,17 +796,7 @@ impl Cluster {
             let frame = self.nodes[from].frames.get(&page);
             frame.and_then(|f| f.body).unwrap_or_else(|| self.stable.body(page))
         };
-        let bodies: Vec<Body> = match &message {
-            Message::Copies { first, more, .. } => {
-                std::iter::once(first).chain(more).map(|c| body(c.page)).collect()
-            }
-            Message::Grants { first, more } => std::iter::once(first)
-                .chain(more)
-                .filter(|g| g.body)
-                .map(|g| body(g.page))
-                .collect(),
-            _ => Vec::new(),
-        };
+        let bodies: Vec<Body> = message.bodies().map(body).collect();
         self.note_sent(from, &message, &bodies);
         self.count(&message);
         if let Some(log) = &mut self.log {
@@ -906,17 +896,12 @@ pub fn byte_count(message: &Message) -> u64 {
         Message::Report { pages } => 24 * pages.len(),
         _ => 24,
     };
-    (32 + parts + 4096 * message.body_count()) as u64
+    (32 + parts + 4096 * message.bodies().count()) as u64
 }
 
 fn body_places(event: &Event) -> Vec<PageKey> {
     match event {
-        Event::Message { message: Message::Copies { first, more, .. }, .. } => {
-            std::iter::once(first).chain(more).map(|c| c.page).collect()
-        }
-        Event::Message { message: Message::Grants { first, more }, .. } => {
-            std::iter::once(first).chain(more).filter(|g| g.body).map(|g| g.page).collect()
-        }
+        Event::Message { message, .. } => message.bodies().collect(),
         _ => Vec::new(),
     }
 }

@@ -6,7 +6,7 @@ use stead_coherence::Policy;
 use crate::happened::Sight;
 use crate::rounds::Op::{Lock, Read, Unlock, Write};
 use crate::rounds::{Bounds, Script};
-use crate::{Limits, Pages, Rounds, explore, managers, world};
+use crate::{Limits, Rounds, explore, page_cases, world};
 
 type Case = (&'static str, Bounds, Vec<Property<Rounds>>);
 
@@ -156,18 +156,13 @@ fn limits() -> Limits {
 
 /// Cases of which the name has `MODEL_CASE` in it; all without.
 fn is_wanted(name: &str) -> bool {
-    std::env::var("MODEL_CASE").is_ok_and(|part| name.contains(&part))
-        || std::env::var_os("MODEL_CASE").is_none()
+    std::env::var("MODEL_CASE").map_or(true, |part| name.contains(&part))
 }
 
 fn run_pages(what: &str, change: impl Fn(&mut world::Bounds)) {
-    for manager in managers() {
-        let mut bounds = world::Bounds::new(manager);
-        change(&mut bounds);
-        let name = format!("{what}, {manager:?}");
+    for (name, pages) in page_cases(what, change) {
         if is_wanted(&name) {
-            let found = explore(&name, Pages::new(bounds), limits());
-            crate::expect_sound(&name, &found);
+            explore(&name, pages, limits()).expect_sound(&name);
         }
     }
 }
@@ -178,8 +173,7 @@ fn run_pages(what: &str, change: impl Fn(&mut world::Bounds)) {
 fn full() {
     for (name, bounds, sometimes) in round_cases() {
         if is_wanted(name) {
-            let found = explore(name, Rounds::new(bounds, sometimes), limits());
-            crate::expect_sound(name, &found);
+            explore(name, Rounds::new(bounds, sometimes), limits()).expect_sound(name);
         }
     }
     run_pages("3 sites, 2 pages, 3 faults, 1 loss, 1 doubled", |b| {

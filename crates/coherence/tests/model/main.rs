@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use happened::{Happened, Sight};
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
+use stead_coherence::planted::Bug;
 use stead_coherence::{Access, Manager, Policy, SiteId};
 use world::{Bounds, World};
 
@@ -226,26 +227,35 @@ where
     found
 }
 
-fn expect_sound(name: &str, found: &Found) {
-    assert_eq!(found.violated, None, "{name}");
-    if found.complete {
-        assert_eq!(found.unseen, [""; 0], "{name}");
+impl Found {
+    fn expect_sound(self, name: &str) {
+        assert_eq!(self.violated, None, "{name}");
+        if self.complete {
+            assert_eq!(self.unseen, [""; 0], "{name}");
+        }
     }
-}
 
-fn managers() -> [Manager; 3] {
-    [Manager::Central(SiteId::new(0)), Manager::Fixed, Manager::Dynamic]
+    fn expect_violated(self, bug: Bug) {
+        let by = self.violated.unwrap_or_else(|| panic!("{bug:?} was not found"));
+        println!("planted {bug:?}: found by {by}");
+    }
 }
 
 /// What a case may cost in the test command.
 const BOUNDED: Limits = Limits { states_max: 250_000, seconds_max: 600, breadth: true };
 
-fn check_pages(what: &str, change: impl Fn(&mut Bounds)) {
-    for manager in managers() {
+/// A case of pages with each manager, and its name.
+fn page_cases(what: &str, change: impl Fn(&mut Bounds)) -> [(String, Pages); 3] {
+    [Manager::Central(SiteId::new(0)), Manager::Fixed, Manager::Dynamic].map(|manager| {
         let mut bounds = Bounds::new(manager);
         change(&mut bounds);
-        let name = format!("{what}, {manager:?}");
-        expect_sound(&name, &explore(&name, Pages::new(bounds), BOUNDED));
+        (format!("{what}, {manager:?}"), Pages::new(bounds))
+    })
+}
+
+fn check_pages(what: &str, change: impl Fn(&mut Bounds)) {
+    for (name, pages) in page_cases(what, change) {
+        explore(&name, pages, BOUNDED).expect_sound(&name);
     }
 }
 
@@ -335,7 +345,6 @@ fn rounds_of(what: &str) -> Rounds {
 #[test]
 fn a_round() {
     for (name, bounds, sometimes) in full::round_cases() {
-        let model = Rounds::new(bounds, sometimes);
-        expect_sound(name, &explore(name, model, BOUNDED));
+        explore(name, Rounds::new(bounds, sometimes), BOUNDED).expect_sound(name);
     }
 }

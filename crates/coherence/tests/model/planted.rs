@@ -15,18 +15,14 @@ fn catch(bug: Bug, change: impl Fn(&mut Bounds)) {
     bounds.pages = 1;
     bounds.bug = Some(bug);
     change(&mut bounds);
-    let found = explore(&format!("planted {bug:?}"), Pages::new(bounds), LIMITS);
-    let by = found.violated.unwrap_or_else(|| panic!("{bug:?} was not found"));
-    println!("planted {bug:?}: found by {by}");
+    explore(&format!("planted {bug:?}"), Pages::new(bounds), LIMITS).expect_violated(bug);
 }
 
 fn catch_in_round(bug: Bug, case: &str) {
     let Rounds { mut bounds, .. } = rounds_of(case);
     bounds.bug = Some(bug);
     let model = Rounds::new(bounds, Vec::new());
-    let found = explore(&format!("planted {bug:?}"), model, LIMITS);
-    let by = found.violated.unwrap_or_else(|| panic!("{bug:?} was not found"));
-    println!("planted {bug:?}: found by {by}");
+    explore(&format!("planted {bug:?}"), model, LIMITS).expect_violated(bug);
 }
 
 /// I1: a request that came before the page.
@@ -131,9 +127,7 @@ fn forget_death() {
     bounds.bug = Some(Bug::ForgetDeath);
     // Too deep for breadth.
     let limits = Limits { breadth: false, states_max: 20_000_000, ..LIMITS };
-    let found = explore("planted ForgetDeath", Pages::new(bounds), limits);
-    let by = found.violated.expect("it was not found");
-    println!("planted ForgetDeath: found by {by}");
+    explore("planted ForgetDeath", Pages::new(bounds), limits).expect_violated(Bug::ForgetDeath);
 }
 
 /// I10: a page that is not served while its site is closing.

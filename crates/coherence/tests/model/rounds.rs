@@ -672,18 +672,7 @@ impl World {
     }
 
     fn post(&mut self, from: usize, to: SiteId, view: u32, message: Message) {
-        let body = |page: PageKey| (page, self.body_of(from, page));
-        let bodies: Vec<(PageKey, u16)> = match &message {
-            Message::Copies { first, more, .. } => {
-                std::iter::once(first).chain(more).map(|c| body(c.page)).collect()
-            }
-            Message::Grants { first, more } => std::iter::once(first)
-                .chain(more)
-                .filter(|g| g.body)
-                .map(|g| body(g.page))
-                .collect(),
-            _ => Vec::new(),
-        };
+        let bodies = message.bodies().map(|page| (page, self.body_of(from, page))).collect();
         let to = usize::from(to.get());
         if self.sites[to].is_some() {
             let from = SiteId::new(from as u16);

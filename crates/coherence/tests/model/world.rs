@@ -557,27 +557,15 @@ impl World {
             let count = self.passed_on.entry((request.from, request.number)).or_default();
             *count = count.saturating_add(1);
         }
-        let mut body = |page: PageKey| {
+        if matches!(&message, Message::Grants { first, .. } if !first.body) {
+            happened.note(Sight::UpgradeWithoutBody);
+        }
+        let body = |page: PageKey| {
             // A page without frame is read from the store, which nobody moves in this world.
             let at = self.place(page);
             (page, self.frame(from, at).body.unwrap_or(0))
         };
-        let bodies: Vec<(PageKey, u8)> = match &message {
-            Message::Copies { first, more, .. } => {
-                std::iter::once(first).chain(more).map(|c| body(c.page)).collect()
-            }
-            Message::Grants { first, more } => {
-                if !first.body {
-                    happened.note(Sight::UpgradeWithoutBody);
-                }
-                std::iter::once(first)
-                    .chain(more)
-                    .filter(|g| g.body)
-                    .map(|g| body(g.page))
-                    .collect()
-            }
-            _ => Vec::new(),
-        };
+        let bodies = message.bodies().map(body).collect();
         let to = usize::from(to.get());
         if self.sites[to].is_some() {
             let from = SiteId::new(from as u16);
