@@ -6,7 +6,6 @@
 use std::alloc::System;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use stead_store::sim::forge::{Forger, Outcome, decode, try_everything};
-use stead_store::{CreateOptions, Restore, Store};
+use stead_store::sim::forge::{Forger, Outcome, decode, forge_backup, try_everything, try_restore};
+use stead_store::{CreateOptions, Store};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -117,10 +116,19 @@ fn material() -> Result<Material, Box<dyn std::error::Error>> {
         let id = stead_store_id(1, page * 3);
         batch.push(id, |bytes| bytes.fill(page as u8 + 1));
     }
+    batch.push(stead_store_id(2, 1), |bytes| bytes.fill(77));
     store.commit(&mut batch)?;
     store.take_snapshot("one")?;
     let mut backup = Vec::new();
-    store.view_snapshot("one")?.backup(None, &mut backup, &mut |_| {})?;
+    let one = store.view_snapshot("one")?;
+    one.backup(None, &mut backup, &mut |_| {})?;
+    // What changed comes behind it: a container less, one more, and pages that are zero now.
+    batch.drop_container(stead_store_id(2, 0).container);
+    batch.push(stead_store_id(3, 5), |bytes| bytes.fill(99));
+    batch.zero(stead_store_id(1, 3));
+    store.commit(&mut batch)?;
+    store.take_snapshot("two")?;
+    store.view_snapshot("two")?.backup(Some(&one), &mut backup, &mut |_| {})?;
     Ok(Material { forgers, backup, dir })
 }
 
@@ -138,7 +146,8 @@ fn one(material: &Material, seed: u64) -> &'static str {
             (0..20).for_each(|i| decode(seed.wrapping_mul(31).wrapping_add(i)));
             "blocks decoded"
         }
-        1 => restore(material, seed),
+        1 => restore(material, &spoilt(material, seed)),
+        2 => restore(material, &forge_backup(&material.backup, seed)),
         _ => {
             let forger = &material.forgers[(seed / 8) as usize % material.forgers.len()];
             match try_everything(&forger.forge(seed)) {
@@ -149,7 +158,8 @@ fn one(material: &Material, seed: u64) -> &'static str {
     }
 }
 
-fn restore(material: &Material, seed: u64) -> &'static str {
+/// A backup with bits turned, or cut: its checksums are wrong.
+fn spoilt(material: &Material, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut stream = material.backup.clone();
     if random.u8(..) < 64 {
@@ -167,10 +177,12 @@ fn restore(material: &Material, seed: u64) -> &'static str {
         };
         stream[at] ^= 1 << random.u8(..8);
     }
-    let to: &Path = &material.dir.path().join("restored");
-    let Ok(mut restore) = Restore::begin(to) else { return "restores refused" };
-    match restore.apply(&mut &stream[..], &mut |_| {}) {
-        Ok(()) => "backups read",
-        Err(_) => "backups refused",
+    stream
+}
+
+fn restore(material: &Material, stream: &[u8]) -> &'static str {
+    match try_restore(&material.dir.path().join("restored"), stream) {
+        Outcome::Refused => "backups refused",
+        Outcome::Opened => "backups restored",
     }
 }

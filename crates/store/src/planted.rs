@@ -34,6 +34,8 @@ pub enum Bug {
     UnusableRootKept,
     /// Restoring does not look at the checksums of a backup.
     StreamUnchecked,
+    /// Restoring takes what a backup says of its pages as it is, if the checksum is right.
+    StreamBelieved,
     /// Segments are used again although a reader of another process needs them.
     PinsIgnored,
     /// A block that the live state lets go of is freed although a snapshot has it.

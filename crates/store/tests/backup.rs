@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 use stead_store::planted::{self, Bug};
+use stead_store::sim::forge::{Outcome, forge_backup, try_restore as try_restore_forged};
 use stead_store::{BackupError, CreateOptions, Restore, RestoreError, Restored, Store, View};
 
 type Model = BTreeMap<PageId, u64>;
@@ -284,6 +285,38 @@ fn a_restoration_that_believes_anything_is_found_out() {
     let unnoticed = is_spoilt_unnoticed(&parent.path().join("restored"), &full, &changes);
     planted::set(None);
     assert!(unnoticed);
+}
+
+/// Restores forged backups, of which all checksums are right: how many were refused, and how many restored.
+fn forged(parent: &Path, seeds: std::ops::Range<u64>) -> (u64, u64) {
+    let (full, changes) = small(parent);
+    let both = [full, changes].concat();
+    let mut counts = (0, 0);
+    for seed in seeds {
+        match try_restore_forged(&parent.join("restored"), &forge_backup(&both, seed)) {
+            Outcome::Refused => counts.0 += 1,
+            Outcome::Opened => counts.1 += 1,
+        }
+    }
+    counts
+}
+
+#[test]
+fn of_a_forged_backup_comes_a_sound_store_or_none() {
+    let parent = tempfile::tempdir().unwrap();
+    let first = fastrand::u64(..) >> 16;
+    println!("seeds from {first} on");
+    let (refused, restored) = forged(parent.path(), first..first + 60);
+    assert!(refused > 0 && restored > 0, "{refused} refused, {restored} restored");
+}
+
+#[test]
+fn a_restoration_that_believes_what_has_a_checksum_is_found_out() {
+    let parent = tempfile::tempdir().unwrap();
+    planted::set(Some(Bug::StreamBelieved));
+    let found = std::panic::catch_unwind(|| forged(parent.path(), 0..300));
+    planted::set(None);
+    assert!(found.is_err());
 }
 
 #[test]

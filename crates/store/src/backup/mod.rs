@@ -17,6 +17,7 @@ use crate::error::{CommitError, CreateError, ReadError};
 
 pub use restore::{Restore, Restored};
 pub use save::{BackedUp, BackupProgress};
+pub(crate) use stream::{frames, seal};
 
 /// Which state of which store. Two states are the same only if all of it is.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,13 +1,15 @@
 //! Stores that lie: images with wrong fields and right checksums, so that what stands behind the checksums meets them
 //! too. Whatever is in them, opening, reading, checking and going on must end, with an answer or an error.
-//! Read [`Forger`] first.
+//! Backups likewise. Read [`Forger`] first.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
 use super::damage::Subject;
 use super::{CrashMedium, SplitMix};
+use crate::backup::{self, Restore};
 use crate::cold::extent_checksum;
 use crate::format::{
     BLOCK, Chunk, ChunkKind, Entry, Located, NodeId, Place, ROOTS, Root, SUPERBLOCKS, Sealer,
@@ -45,12 +47,12 @@ impl std::fmt::Debug for Forger {
     }
 }
 
-/// What became of a forged image.
+/// What became of a forged image, or backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// It does not open.
+    /// It does not open, or is not restored.
     Refused,
-    /// It opens.
+    /// It opens, or is.
     Opened,
 }
 
@@ -154,18 +156,7 @@ impl Forger {
             _ => any(&self.cold, random),
         };
         let blocks = (bytes.len() / BLOCK) as u64;
-        let number = match random.below(12) {
-            0 => 0,
-            1 => u64::MAX,
-            2 => u64::MAX / 2,
-            3 => 1 << random.below(64),
-            4 => u64::from(u32::MAX),
-            5 => random.below(16),
-            6 => blocks,
-            7 => blocks - 1,
-            8 => random.next_u64(),
-            _ => random.below(blocks),
-        };
+        let number = number(random, blocks);
         let block = &mut bytes[place.0 as usize * BLOCK..][..BLOCK];
         // Most fields stand in the first bytes.
         let most = if random.below(3) > 0 { 256 } else { BLOCK as u64 };
@@ -228,6 +219,93 @@ impl Forger {
             bytes.copy_within(first, range(Place(place)).start);
             Superblock::seal(&mut bytes[range(Place(place))]);
         }
+    }
+}
+
+/// A forged backup, the same for the same seed: fields changed, pieces left out, repeated or moved, and the checksums
+/// right again.
+///
+/// # Panics
+/// If `stream` is no backup.
+#[must_use]
+pub fn forge_backup(stream: &[u8], seed: u64) -> Vec<u8> {
+    let mut random = SplitMix(seed);
+    let mut bytes = stream.to_vec();
+    for _ in 0..1 + random.below(3) {
+        let frames = backup::frames(&bytes);
+        let Some(most) = (frames.len() as u64).checked_sub(1) else { break };
+        // What is first, in any stream, says most.
+        let which = if random.below(4) == 0 { 0 } else { random.below(most + 1) as usize };
+        let frame = frames[which].clone();
+        match random.below(8) {
+            0 => drop(bytes.drain(frame)),
+            1 => {
+                let piece = bytes[frame].to_vec();
+                let to = frames[random.below(most + 1) as usize].start;
+                drop(bytes.splice(to..to, piece));
+            }
+            _ => {
+                let frame = &mut bytes[frame];
+                let number = number(&mut random, 1 << 10);
+                // Kind, length, and the fields before names and images.
+                let at = random.below(frame.len().min(160) as u64) as usize;
+                match random.below(4) {
+                    0 => frame[at] ^= 1 << random.below(8),
+                    1 => put_what_fits(frame, at / 4 * 4, &(number as u32).to_le_bytes()),
+                    _ => put_what_fits(frame, at / 8 * 8, &number.to_le_bytes()),
+                }
+                // Segments may be large, and then so is the file: that is not what is looked for.
+                if which == 0 && frame.len() > 32 {
+                    let segment_blocks = get_u32(frame, 28).min(1024);
+                    put(frame, 28, &segment_blocks.to_le_bytes());
+                }
+            }
+        }
+    }
+    backup::seal(&mut bytes, random.below(4) > 0);
+    bytes
+}
+
+/// Restores a backup to `to`, where nothing is: what comes of it is a store that is sound, or nothing.
+///
+/// # Panics
+/// If it is something else.
+#[must_use]
+pub fn try_restore(to: &Path, stream: &[u8]) -> Outcome {
+    let mut restore = Restore::begin(to).expect("there is nothing yet");
+    let restored = restore.apply(&mut &stream[..], &mut |_| {});
+    let Ok(restored) = restored.and_then(|()| restore.finish(&mut |_| {})) else {
+        assert!(!to.exists(), "nothing is left of a restoration that was refused");
+        return Outcome::Refused;
+    };
+    let (store, _) = Store::open(to).expect("what has been restored opens");
+    let verified = store.verify(&mut |_| {}).expect("it is read");
+    assert!(verified.is_clean(), "{verified:?}");
+    assert!(verified.blocks.images <= restored.images, "{verified:?} of {restored:?}");
+    drop(store);
+    std::fs::remove_dir_all(to).expect("it is ours");
+    Outcome::Opened
+}
+
+/// A piece ends where it likes.
+fn put_what_fits(piece: &mut [u8], at: usize, bytes: &[u8]) {
+    let fits = bytes.len().min(piece.len() - at);
+    put(piece, at, &bytes[..fits]);
+}
+
+/// A number that something may stumble over; `usual` is the order of those that stand there.
+fn number(random: &mut SplitMix, usual: u64) -> u64 {
+    match random.below(12) {
+        0 => 0,
+        1 => u64::MAX,
+        2 => u64::MAX / 2,
+        3 => 1 << random.below(64),
+        4 => u64::from(u32::MAX),
+        5 => random.below(16),
+        6 => usual,
+        7 => usual - 1,
+        8 => random.next_u64(),
+        _ => random.below(usual),
     }
 }
 
