@@ -341,10 +341,6 @@ impl CommitError {
 impl CommitError {
     /// The same for another who is concerned.
     pub(crate) fn again(&self) -> Self {
-        let again = |source: &io::Error| match source.raw_os_error() {
-            Some(errno) => io::Error::from_raw_os_error(errno),
-            None => io::Error::new(source.kind(), source.to_string()),
-        };
         match self {
             CommitError::NoSpace { source } => CommitError::NoSpace { source: again(source) },
             CommitError::Io { action, source } => CommitError::Io { action, source: again(source) },
@@ -359,6 +355,14 @@ impl CommitError {
                 CommitError::QuotaTooSmall { bytes, least }
             }
         }
+    }
+}
+
+/// The same error for another who is concerned.
+pub(crate) fn again(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::new(error.kind(), error.to_string()),
     }
 }
 

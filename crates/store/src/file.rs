@@ -17,6 +17,7 @@ use rustix::io::{Errno, pwritev};
 use stead_model::PAGE_SIZE;
 
 use crate::aligned::AlignedBuf;
+use crate::error::again;
 use crate::medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
 use crate::ring::{Outcome, Request, Ring};
 
@@ -227,10 +228,6 @@ fn finish_write(file: &File, request: &Request<'_>, outcome: &Outcome) -> io::Re
         write_all(file, *offset, parts)?;
     }
     Ok(true)
-}
-
-fn again(error: &io::Error) -> io::Error {
-    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 impl FileMedium {

@@ -10,7 +10,7 @@ use crate::aligned::AlignedBuf;
 use crate::batch::{Batch, Given};
 use crate::commit::{Committed, End, Head, Plan, Writer, plan_record};
 use crate::disk::{Failures, UnderWay};
-use crate::error::CommitError;
+use crate::error::{CommitError, again};
 use crate::format::{BLOCK, CHUNK_ENTRIES, Entry};
 use crate::group::Lead;
 use crate::medium::Medium;
@@ -139,10 +139,6 @@ impl Drop for Ahead {
             self.ledger.done.notify_all();
         }
     }
-}
-
-fn again(error: &std::io::Error) -> std::io::Error {
-    error.raw_os_error().map_or_else(|| error.kind().into(), std::io::Error::from_raw_os_error)
 }
 
 impl Store {

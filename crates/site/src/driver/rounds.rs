@@ -233,9 +233,9 @@ impl RoundTable {
             let event = match effect {
                 Effect::PreCopy => {
                     // What could not be searched is dirty still: the search behind the gates meets the same error.
-                    let found = self.search(shared, state, &containers).unwrap_or_default();
-                    begin_ahead(shared, state, found, &mut ahead);
-                    Event::PreCopied { page_count: copy_found(state, &containers, &mut ahead) }
+                    let _ = self.search(shared, state, &containers);
+                    let page_count = copy_ahead(shared, state, &containers, &mut ahead);
+                    Event::PreCopied { page_count }
                 }
                 Effect::CloseGates { within } => {
                     let began = Instant::now();
@@ -268,16 +268,13 @@ impl RoundTable {
                     }
                 }
                 Effect::Copy => {
-                    let found = state.dirty.iter().map(|range| range.page_count()).sum();
-                    begin_ahead(shared, state, found, &mut ahead);
-                    copy_found(state, &containers, &mut ahead);
+                    copy_ahead(shared, state, &containers, &mut ahead);
                     Event::Captured
                 }
                 Effect::OpenAndCopy => {
                     self.open(&mut closed);
-                    let found = state.dirty.iter().map(|range| range.page_count()).sum();
-                    begin_ahead(shared, state, found, &mut ahead);
-                    Event::PreCopied { page_count: copy_found(state, &containers, &mut ahead) }
+                    let page_count = copy_ahead(shared, state, &containers, &mut ahead);
+                    Event::PreCopied { page_count }
                 }
                 Effect::OpenAndCommit => {
                     self.open(&mut closed);
@@ -414,16 +411,18 @@ fn named(error: CommitError, containers: &[Arc<Opened>]) -> StabiliseError {
     StabiliseError::ContainerFull { name, quota_bytes, held_bytes, asked_bytes }
 }
 
-/// Has what is copied written while more is, if that is much.
-fn begin_ahead<'a>(
+/// As [`copy_found`], and has what is copied written while more is, if that is much.
+fn copy_ahead<'a>(
     shared: &'a Shared,
-    state: &RoundState,
-    page_count: u64,
+    state: &mut RoundState,
+    containers: &[Arc<Opened>],
     ahead: &mut Option<Ahead<'a>>,
-) {
+) -> u64 {
     if ahead.is_none() && state.rounds.writes_ahead() {
-        *ahead = Ahead::begin(&shared.store, &state.batch, page_count);
+        let found = state.dirty.iter().map(|range| range.page_count()).sum();
+        *ahead = Ahead::begin(&shared.store, &state.batch, found);
     }
+    copy_found(state, containers, ahead)
 }
 
 /// Copies what a search found into the batch. How many pages.
