@@ -66,9 +66,10 @@ pub(crate) enum Change {
 /// Versions that have been stored, not yet in force.
 struct Stored {
     versions: Versions,
-    tree_counts: Vec<u32>,
     position: LogPosition,
-    generations: Vec<u64>,
+    /// Of each root that has been written its generation, and how many blocks of each segment it and those behind it
+    /// refer to.
+    roots: Vec<(u64, Vec<u32>)>,
     settings: Settings,
 }
 
@@ -208,48 +209,67 @@ impl Store {
         let lost = recounted.map_or(keeper.lost, |lost| lost.unwrap_or(true));
         let Next { versions, mut tree_counts, .. } = next;
 
-        let generation = keeper.generation + 1;
         let told = if planted::is(Bug::QuotaForgotten) && *change == Change::Nothing {
             Settings::default()
         } else {
             settings.clone()
         };
-        let parts = Parts { versions: &versions, settings: &told };
-        let table = self.store_table(keeper, &parts, change, &mut tree_counts, generation)?;
-        if !planted::is(Bug::NoFlushBeforeRoot) {
-            self.disk.sync(Purpose::Upkeep, since)?;
-        }
-        let root = |generation, cold| Root {
-            generation,
-            position,
-            cold,
-            containers: versions.live.len() as u32,
-            segments: table.segments,
-            versions: table.versions,
-            pinned: versions.snapshots.pinned,
-            groups: self.groups.load(Ordering::SeqCst),
-            lost,
-            quota: told.quota.unwrap_or_default(),
-            space_percent: 0,
-            quotas: told.containers.len() as u32,
-            table: table.extents.clone(),
-        };
-        let mut generations = Vec::new();
         let roots = match (chain, change) {
             (Chain::NewEpoch { .. }, _) if planted::is(Bug::OneRoot) => 1,
             (_, Change::GoBack { .. }) if planted::is(Bug::GoBackWithOneRoot) => 1,
             (Chain::GoesOn, Change::Nothing) => 1,
             _ => 2,
         };
-        for _ in 0..roots {
+        // Each root has a table of its own: one that is damaged is done without by going by the other root.
+        let parts = Parts { versions: &versions, settings: &told };
+        let mut tables: Vec<Table> = Vec::new();
+        for generation in (keeper.generation + 1..).take(roots) {
+            if let Some(table) = tables.last() {
+                if planted::is(Bug::OneTable) {
+                    tables.push(table.clone());
+                    continue;
+                }
+                table.count(self.layout(), &mut tree_counts, -1);
+            }
+            tables.push(self.store_table(keeper, &parts, change, &mut tree_counts, generation)?);
+        }
+        if !planted::is(Bug::NoFlushBeforeRoot) {
+            self.disk.sync(Purpose::Upkeep, since)?;
+        }
+        let mut generations = Vec::new();
+        for table in &tables {
             keeper.generation += 1;
-            let root = root(keeper.generation, keeper.cold.next());
+            let root = Root {
+                generation: keeper.generation,
+                position,
+                cold: keeper.cold.next(),
+                containers: versions.live.len() as u32,
+                segments: table.segments,
+                versions: table.versions,
+                pinned: versions.snapshots.pinned,
+                groups: self.groups.load(Ordering::SeqCst),
+                lost,
+                quota: told.quota.unwrap_or_default(),
+                space_percent: 0,
+                quotas: told.containers.len() as u32,
+                table: table.extents.clone(),
+            };
             self.write_root(keeper, &root, since)?;
             generations.push(keeper.generation);
         }
-        keeper.cold.table = table.extents;
+        let newest = tables.pop().expect("one root is written at the least");
+        keeper.cold.table = newest.extents;
+        let mut roots = Vec::new();
+        for generation in generations.into_iter().rev() {
+            roots.push((generation, tree_counts.clone()));
+            // When the one before it comes into force, what comes behind is there already.
+            if let Some(earlier) = tables.pop().filter(|_| !planted::is(Bug::OneTable)) {
+                earlier.count(self.layout(), &mut tree_counts, 1);
+            }
+        }
+        roots.reverse();
         (keeper.lost, keeper.recount) = (lost, false);
-        Ok(Stored { versions, tree_counts, position, generations, settings })
+        Ok(Stored { versions, position, roots, settings })
     }
 
     /// Writes the table of containers, segments, snapshots, branches and quotas.
@@ -283,9 +303,7 @@ impl Store {
         let (mut room, mut counted) = (0, 0);
         loop {
             for extent in &extents[counted..] {
-                for place in blocks_of(extent) {
-                    count(self.layout(), tree_counts, place, 1);
-                }
+                count_extent(self.layout(), tree_counts, extent, 1);
             }
             counted = extents.len();
             let state = self.state();
@@ -370,9 +388,8 @@ impl Store {
             state.position = stored.position;
         }
         state.replay_blocks -= replay_blocks;
-        for generation in stored.generations {
+        for (generation, counts) in stored.roots {
             state.generation = generation;
-            let counts = stored.tree_counts.clone();
             state.space.publish(generation, counts, &stored.position, oldest_pin);
         }
     }
@@ -395,11 +412,27 @@ struct Parts<'a> {
 }
 
 /// A table that has been written.
+#[derive(Clone)]
 struct Table {
     extents: Vec<Extent>,
     segments: u32,
     /// Bytes of its part with snapshots and branches.
     versions: u32,
+}
+
+impl Table {
+    /// Counts its blocks as taken or let go of.
+    fn count(&self, layout: Layout, tree_counts: &mut Vec<u32>, change: i64) {
+        for extent in &self.extents {
+            count_extent(layout, tree_counts, extent, change);
+        }
+    }
+}
+
+fn count_extent(layout: Layout, tree_counts: &mut Vec<u32>, extent: &Extent, change: i64) {
+    for place in blocks_of(extent) {
+        count(layout, tree_counts, place, change);
+    }
 }
 
 fn blocks_of(extent: &Extent) -> impl Iterator<Item = Place> + use<> {

@@ -354,8 +354,9 @@ impl Store {
     /// writing: then the record may have the last one.
     fn needs_no_reserve(&self, images: usize) -> bool {
         let keeper = self.keeper();
-        // Until a segment that is let go of is free it takes three roots, each with a table and two headers.
-        let roots = 3 * (keeper.cold.table_blocks() + 2);
+        // Until a segment that is let go of is free it takes three roots, or four if an epoch begins, each with a table
+        // and two headers.
+        let roots = 4 * (keeper.cold.table_blocks() + 2);
         keeper.cold.room(self) >= roots + 2 * images as u64 + ROOT_NODES
     }
 

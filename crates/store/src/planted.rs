@@ -22,6 +22,8 @@ pub enum Bug {
     RetriedFlush,
     /// A new epoch is begun behind one new root; the other stays as it was.
     OneRoot,
+    /// Two roots that are written one behind the other name one table.
+    OneTable,
     /// Whoever shares another's flush is told so before it has come to pass.
     FollowersUnflushed,
     /// Recovery takes a record for flushed because another follows it, though both shared a flush.
