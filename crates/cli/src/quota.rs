@@ -7,7 +7,7 @@ use serde::Serialize;
 use stead::{Options, SiteStat, Store};
 
 use crate::output::{Failure, Outcome, Report, path, shown};
-use crate::units::{bytes, limit};
+use crate::units::{bytes, limit, percent};
 
 /// Changing something needs the store for itself; looking does not.
 #[derive(Args)]
@@ -17,6 +17,9 @@ pub(crate) struct Quota {
     /// How much of the disk the store may take, like 20GiB, or none
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     store: Option<Limit>,
+    /// How large its file may become in hundredths of what is live in it, like 300, or none for the usual 200
+    #[arg(long, value_name = "HUNDREDTHS", value_parser = percent)]
+    space_percent: Option<Percent>,
     /// How much a container may hold, like 500MiB, or none; may be given several times
     #[arg(long, num_args = 2, value_names = ["NAME", "BYTES"])]
     container: Vec<String>,
@@ -26,6 +29,10 @@ pub(crate) struct Quota {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Limit(pub(crate) Option<u64>);
 
+/// So many hundredths, or as many as usual.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Percent(pub(crate) Option<u32>);
+
 /// What there may be, and what there is.
 #[derive(Serialize)]
 pub(crate) struct Found {
@@ -34,6 +41,9 @@ pub(crate) struct Found {
     /// Null: as much as the disk gives.
     quota_bytes: Option<u64>,
     file_bytes: u64,
+    live_bytes: u64,
+    /// How large the file may become in hundredths of what is live.
+    space_percent: u32,
     containers: Vec<Line>,
 }
 
@@ -53,13 +63,16 @@ impl Quota {
             .map(|pair| Ok((pair[0].as_str(), limit(&pair[1])?)))
             .collect::<Result<_, String>>()
             .map_err(|why| Failure::usage(&why))?;
-        if self.store.is_none() && containers.is_empty() {
+        if self.store.is_none() && self.space_percent.is_none() && containers.is_empty() {
             return Ok(Found::new(&self.dir, crate::open(&self.dir)?.stat()));
         }
         let options = Options::new().create(false).interval(None);
         let store = Store::open_with(&self.dir, &options)?;
         if let Some(Limit(quota)) = self.store {
             store.set_quota(quota)?;
+        }
+        if let Some(Percent(percent)) = self.space_percent {
+            store.set_space_percent(percent)?;
         }
         for (name, Limit(quota)) in containers {
             store.set_container_quota(name, quota)?;
@@ -82,8 +95,15 @@ impl Found {
             })
             .collect();
         containers.sort_by(|a, b| a.name.cmp(&b.name));
-        let (quota_bytes, file_bytes) = (stat.store.quota_bytes, stat.store.file_bytes);
-        Found { dir: dir.to_owned(), quota_bytes, file_bytes, containers }
+        let s = stat.store;
+        Found {
+            dir: dir.to_owned(),
+            quota_bytes: s.quota_bytes,
+            file_bytes: s.file_bytes,
+            live_bytes: s.live_bytes,
+            space_percent: s.space_percent,
+            containers,
+        }
     }
 }
 
@@ -107,5 +127,7 @@ impl Report for Found {
             let (quota, taken) = (in_words(c.quota_bytes), bytes(c.stored_bytes));
             crate::say!("{:width$}  {quota:>10}  {taken:>10}", shown(&c.name));
         }
+        let (live, percent) = (bytes(self.live_bytes), self.space_percent);
+        crate::say!("{live} are live; the file may have {percent} hundredths of that");
     }
 }

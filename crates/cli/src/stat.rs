@@ -22,6 +22,8 @@ pub(crate) struct Found {
     snapshots: usize,
     /// What the file may have; null if as much as the disk gives.
     quota_bytes: Option<u64>,
+    /// What it may have in hundredths of what is live.
+    space_percent: u32,
     segments: usize,
     free_segments: usize,
     /// How the log is read and written.
@@ -104,6 +106,7 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
         pinned_bytes: s.pinned_bytes,
         snapshots: s.snapshots,
         quota_bytes: s.quota_bytes,
+        space_percent: s.space_percent,
         segments: s.segments,
         free_segments: s.free_segments,
         medium: stat.medium,
@@ -131,6 +134,7 @@ impl Report for Found {
             self.free_segments,
             self.segments
         );
+        crate::say!("  may have             {} hundredths of what is live", self.space_percent);
         if let Some(quota) = self.quota_bytes {
             crate::say!("  quota                {}", bytes(quota));
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::quota::Limit;
+use crate::quota::{Limit, Percent};
 
 /// Bytes in binary units with one digit behind the point.
 pub(crate) fn bytes(n: u64) -> String {
@@ -30,6 +30,15 @@ pub(crate) fn limit(text: &str) -> Result<Limit, String> {
     }
     let words = || format!("{text:?} is no number of bytes: write it like 500MiB, or none");
     size(text).map(|bytes| Limit(Some(bytes))).ok_or_else(words)
+}
+
+/// Hundredths of what is live that a file may have, or `none`.
+pub(crate) fn percent(text: &str) -> Result<Percent, String> {
+    if text.trim() == "none" {
+        return Ok(Percent(None));
+    }
+    let words = |_| format!("{text:?} is no number of hundredths: write it like 300, or none");
+    text.trim().trim_end_matches('%').parse().map(|percent| Percent(Some(percent))).map_err(words)
 }
 
 /// A number of bytes that is not 0.
@@ -87,6 +96,18 @@ mod tests {
         assert_eq!(limit(" 1.5 GiB "), Ok(Limit(Some(3 << 29))));
         for wrong in ["", "0", "all", "-1", "5MiB/s"] {
             assert!(limit(wrong).unwrap_err().contains("or none"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn percents_are_read() {
+        assert_eq!(percent("none"), Ok(Percent(None)));
+        assert_eq!(
+            (percent("150"), percent(" 300%")),
+            (Ok(Percent(Some(150))), Ok(Percent(Some(300))))
+        );
+        for wrong in ["", "1.5", "-1", "much"] {
+            assert!(percent(wrong).unwrap_err().contains("or none"), "{wrong}");
         }
     }
 

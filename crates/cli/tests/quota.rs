@@ -31,6 +31,13 @@ fn quotas_are_laid_down_shown_and_kept() {
         assert!(words.contains("1.5 MiB"), "{words}");
         assert!(command == "ls" || words.contains("40.0 MiB"), "{words}");
     }
+    let set = run(&["quota", at, "--space-percent", "350"], &["--json"]).json();
+    assert_eq!((&set["space_percent"], &set["quota_bytes"]), (&350.into(), &store.into()));
+    assert_eq!(run(&["stat", at], &["--json"]).json()["space_percent"], 350);
+    for command in ["quota", "stat"] {
+        let words = run(&[command, at], &[]).out;
+        assert!(words.contains("350 hundredths"), "{words}");
+    }
     // A program meets them.
     let opened = stead::open(&dir).unwrap();
     assert_eq!(bank_of(&opened).quota(), Some(container));
@@ -38,8 +45,9 @@ fn quotas_are_laid_down_shown_and_kept() {
     let busy = run(&["quota", at, "--store", "none"], &["--json"]).json();
     assert_eq!(busy["error"]["kind"], "in_use");
     drop(opened);
-    let lifted = run(&["quota", at, "--store", "none", "--container", "bank", "none"], &["--json"]);
-    let lifted = lifted.json();
+    let lift = ["--store", "none", "--container", "bank", "none", "--space-percent", "none"];
+    let lifted = run(&[&["quota", at][..], &lift].concat(), &["--json"]).json();
+    assert_eq!(lifted["space_percent"], 200);
     assert!(lifted["quota_bytes"].is_null() && lifted["containers"][0]["quota_bytes"].is_null());
 }
 
@@ -51,6 +59,8 @@ fn what_cannot_be_is_refused_with_words() {
     for (args, code, kind, words) in [
         (&["--store", "1MiB"][..], 4, "quota", "33619968 at the least"),
         (&["--store", "much"], 2, "usage", "or none"),
+        (&["--space-percent", "149"], 4, "quota", "150 at the least"),
+        (&["--space-percent", "1.5"], 2, "usage", "or none"),
         (&["--container", "bank", "much"], 2, "usage", "or none"),
         (&["--container", "bank"], 2, "usage", "2 values"),
         (&["--container", "nobody", "1MiB"], 3, "no_container", "\"nobody\""),

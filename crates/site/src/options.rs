@@ -13,6 +13,7 @@ use crate::step::rounds::Pace;
 pub struct OpenOptions {
     pub(crate) create: bool,
     pub(crate) quota: Option<u64>,
+    pub(crate) space_percent: Option<u32>,
     pub(crate) pace: Pace,
     pub(crate) fill_bytes_max: u64,
     pub(crate) allowed: Allowed,
@@ -23,6 +24,7 @@ impl Default for OpenOptions {
         OpenOptions {
             create: true,
             quota: None,
+            space_percent: None,
             pace: Pace::default(),
             fill_bytes_max: 1 << 30,
             allowed: Allowed::ALL,
@@ -49,6 +51,14 @@ impl OpenOptions {
     #[must_use]
     pub fn quota(mut self, bytes: Option<u64>) -> Self {
         self.quota = bytes;
+        self
+    }
+
+    /// How large the store's file may become, in hundredths of what is live in it, if it is made (default: 200; 150 to
+    /// 10,000). Without effect on a store that exists: see `Store::set_space_percent`.
+    #[must_use]
+    pub fn space_percent(mut self, percent: Option<u32>) -> Self {
+        self.space_percent = percent;
         self
     }
 

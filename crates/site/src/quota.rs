@@ -1,4 +1,5 @@
-//! Quotas as a site offers them: what the store may take of the disk, and what a container may hold, laid down for good.
+//! Quotas as a site offers them: what the store may take of the disk, in bytes and for what is live in it, and what a
+//! container may hold, laid down for good.
 //! The store refuses what is beyond; a heap learns of its container's quota before that, when it asks for pages. Read
 //! [`Site::set_container_quota`] first.
 
@@ -18,6 +19,17 @@ impl Site {
             return Err(QuotaError::Forked);
         }
         Ok(self.shared().store.set_quota(quota)?)
+    }
+
+    /// Lays down how large the store's file may become, in hundredths of what is live in it. Durable on return.
+    ///
+    /// # Errors
+    /// If it is less than 150 or more than 10,000, if the store is open for reading only, or the disk refuses.
+    pub fn set_space_percent(&self, percent: Option<u32>) -> Result<(), QuotaError> {
+        if self.is_forked() {
+            return Err(QuotaError::Forked);
+        }
+        Ok(self.shared().store.set_space_percent(percent)?)
     }
 
     /// Lays down how many bytes a container may hold, whether or not it is open. Durable on return.

@@ -679,9 +679,9 @@ fn open_store(
 ) -> Result<(Store, OpenReport), OpenError> {
     if options.create && Store::is_vacant(dir) {
         let base_window = free_window(space);
-        let quota = options.quota;
-        match Store::create(dir, &CreateOptions { base_window, quota, ..CreateOptions::default() })
-        {
+        let (quota, space_percent) = (options.quota, options.space_percent);
+        let make = CreateOptions { base_window, quota, space_percent, ..CreateOptions::default() };
+        match Store::create(dir, &make) {
             Ok(store) => return Ok((store, OpenReport::default())),
             // Another process was quicker.
             Err(stead_store::CreateError::Exists { .. }) => {}

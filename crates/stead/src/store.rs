@@ -214,6 +214,16 @@ impl Store {
         self.site.set_quota(quota)
     }
 
+    /// Lays down how large the store's file may become, in hundredths of what is live in it, for good; `None`: 200. With more,
+    /// cleaning has less to write while pages are overwritten at random; with less, the file is smaller. Small stores may
+    /// have some segments of 4 MiB more; a quota that is less counts. Durable on return.
+    ///
+    /// # Errors
+    /// If it is less than 150 or more than 10,000, or the disk refuses.
+    pub fn set_space_percent(&self, percent: Option<u32>) -> Result<(), QuotaError> {
+        self.site.set_space_percent(percent)
+    }
+
     /// As [`Container::set_quota`], for a container that need not be open, nor readable.
     ///
     /// # Errors

@@ -250,7 +250,7 @@ impl Store {
                 groups: self.groups.load(Ordering::SeqCst),
                 lost,
                 quota: told.quota.unwrap_or_default(),
-                space_percent: 0,
+                space_percent: told.space_percent.unwrap_or_default(),
                 quotas: told.containers.len() as u32,
                 table: table.extents.clone(),
             };

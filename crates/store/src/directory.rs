@@ -25,7 +25,7 @@ use crate::format::{
 use crate::medium::Medium;
 use crate::pin;
 use crate::recover::{Hold, OpenReport, open_at};
-use crate::settings::SEGMENTS_LEAST;
+use crate::settings::{SEGMENTS_LEAST, SPACE_PERCENTS};
 use crate::space::{Layout, SEGMENT_BLOCKS};
 use crate::store::Store;
 
@@ -54,6 +54,8 @@ pub struct CreateOptions {
     pub created: Option<u64>,
     /// How many bytes its file may have, as for [`Store::set_quota`]; as many as the disk gives if `None`.
     pub quota: Option<u64>,
+    /// How large its file may become, in hundredths of what is live, as for [`Store::set_space_percent`]; 200 if `None`.
+    pub space_percent: Option<u32>,
 }
 
 impl Store {
@@ -97,7 +99,7 @@ impl Store {
             }
             let medium = FileMedium::create(&new)?;
             let superblock = superblock(options)?;
-            format_medium(&medium, &superblock, options.quota)?;
+            format_medium(&medium, &superblock, options)?;
             fs::rename(&new, &log)?;
             sync_dir(dir)?;
             Ok(medium)
@@ -154,7 +156,7 @@ impl Store {
             return Err(CreateError::BadOptions(why));
         }
         let made = superblock(options)
-            .and_then(|superblock| format_medium(&*medium, &superblock, options.quota));
+            .and_then(|superblock| format_medium(&*medium, &superblock, options));
         made.map_err(|source| CreateError::Io { path: path.clone(), action: "creating", source })?;
         let (store, _) = open_at(medium, &path, Hold::Alone).map_err(|error| CreateError::Io {
             path: path.clone(),
@@ -258,6 +260,9 @@ fn bad_options(options: &CreateOptions) -> Option<&'static str> {
              33619968 bytes if segments have the usual size",
         );
     }
+    if options.space_percent.is_some_and(|percent| !SPACE_PERCENTS.contains(&percent)) {
+        return Some("the file can be held to 150 to 10000 hundredths of what is live in it");
+    }
     if options.base_window.is_some_and(|window| window >= WINDOW_COUNT) {
         return Some("the base window lies outside the address range");
     }
@@ -286,7 +291,7 @@ fn superblock(options: &CreateOptions) -> io::Result<Superblock> {
 fn format_medium(
     medium: &dyn Medium,
     superblock: &Superblock,
-    quota: Option<u64>,
+    options: &CreateOptions,
 ) -> io::Result<()> {
     let layout = Layout { segment_blocks: u64::from(superblock.segment_blocks) };
     medium.set_len(layout.file_bytes(FIRST_SEGMENTS))?;
@@ -309,7 +314,8 @@ fn format_medium(
                 chain: 0,
                 time: 0,
             },
-            quota: quota.unwrap_or_default(),
+            quota: options.quota.unwrap_or_default(),
+            space_percent: options.space_percent.unwrap_or_default(),
             ..Root::default()
         };
         put(block, &root.encode(superblock.store_id, slot));

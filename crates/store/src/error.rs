@@ -281,6 +281,15 @@ pub enum CommitError {
         /// What it would have held.
         asked_bytes: u64,
     },
+    /// The file cannot be held to that.
+    #[error(
+        "the file cannot be held to {percent} hundredths of what is live in it: say 150 at the least (with little room to \
+         spare cleaning gains nothing), and 10000 at the most"
+    )]
+    SpacePercent {
+        /// What was asked for.
+        percent: u32,
+    },
     /// No store can do with so little.
     #[error("a quota of {bytes} bytes is too small for a store, which needs {least} at the least")]
     QuotaTooSmall {
@@ -318,6 +327,7 @@ impl CommitError {
             CommitError::Damaged(_) => "damaged",
             CommitError::StoreFull { .. }
             | CommitError::ContainerFull { .. }
+            | CommitError::SpacePercent { .. }
             | CommitError::QuotaTooSmall { .. } => "quota",
             CommitError::ReadOnly | CommitError::Limit(_) => "system",
         }
@@ -351,6 +361,7 @@ impl CommitError {
             &CommitError::ContainerFull { container, quota_bytes, held_bytes, asked_bytes } => {
                 CommitError::ContainerFull { container, quota_bytes, held_bytes, asked_bytes }
             }
+            &CommitError::SpacePercent { percent } => CommitError::SpacePercent { percent },
             &CommitError::QuotaTooSmall { bytes, least } => {
                 CommitError::QuotaTooSmall { bytes, least }
             }

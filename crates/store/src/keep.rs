@@ -61,9 +61,6 @@ const HASTE_SEGMENTS: u64 = 8;
 /// become longer, or replace others.
 const UNSETTLED_SEGMENTS: u64 = 4;
 
-/// How large the file may be, in hundredths of what is live, if nobody says otherwise.
-pub(crate) const SPACE_PERCENT: u32 = 200;
-
 /// What only the one upkeep under way uses.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -182,16 +179,6 @@ impl Store {
         }
         done.more = self.wants_maintenance();
         Ok(done)
-    }
-
-    /// How large the file may become, in hundredths of what is live (200 if nobody says otherwise): the nearer to 100,
-    /// the more cleaning writes. Small stores may have some segments more. For this opening only.
-    ///
-    /// # Panics
-    /// If `percent` is less than 150.
-    pub fn set_space_percent(&self, percent: u32) {
-        assert!(percent >= 150, "with little room to spare cleaning gains nothing");
-        self.space_percent.store(percent, Ordering::Relaxed);
     }
 
     fn due(&self, state: &State) -> Due {

@@ -23,12 +23,12 @@ use crate::format::{
     TABLE_CONTAINER_BYTES, TABLE_QUOTA_BYTES, TABLE_SEGMENT_BYTES, get_u32, get_u64,
 };
 use crate::group::Queue;
-use crate::keep::{Keeper, SPACE_PERCENT};
+use crate::keep::Keeper;
 use crate::layer::Layer;
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
 use crate::reader::Reading;
-use crate::settings::Settings;
+use crate::settings::{SPACE_PERCENT, Settings};
 use crate::space::{Layout, Space};
 use crate::store::{State, Store, StoreHeader, enter};
 use crate::tidy::{LOOK_AGAIN_BYTES, Untidy};

@@ -1,8 +1,9 @@
-//! What the owner of a store has laid down, kept with its roots: how much its file may take of the disk, how much its
-//! containers may hold. A full quota is told like a full disk: what is stable stays so, and what makes room works.
+//! What the owner of a store has laid down, kept with its roots: how much its file may take of the disk, by itself and
+//! for what is live in it, and how much its containers may hold. A full quota is told like a full disk: what is stable stays so, and what makes room works.
 //! Read [`Store::set_quota`] and [`Store::set_container_quota`] first.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId};
@@ -16,11 +17,19 @@ use crate::store::Store;
 /// Segments that a store works with at the least: those being written, those that roots still need, the reserve.
 pub(crate) const SEGMENTS_LEAST: usize = 8;
 
+/// How large the file may be, in hundredths of what is live, if nobody says otherwise.
+pub(crate) const SPACE_PERCENT: u32 = 200;
+
+/// What may be said. With less cleaning would gain nothing; with more there would be none.
+pub(crate) const SPACE_PERCENTS: RangeInclusive<u32> = 150..=10_000;
+
 /// What has been laid down.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Settings {
     /// Bytes that the file may have.
     pub(crate) quota: Option<u64>,
+    /// Hundredths of what is live that the file may have.
+    pub(crate) space_percent: Option<u32>,
     /// Bytes of stored pages that a container may have.
     pub(crate) containers: BTreeMap<ContainerId, u64>,
 }
@@ -29,6 +38,7 @@ pub(crate) struct Settings {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Setting {
     Quota(Option<u64>),
+    SpacePercent(Option<u32>),
     ContainerQuota(ContainerId, Option<u64>),
 }
 
@@ -36,6 +46,7 @@ impl Settings {
     pub(crate) fn set(&mut self, setting: Setting) {
         match setting {
             Setting::Quota(quota) => self.quota = quota,
+            Setting::SpacePercent(percent) => self.space_percent = percent,
             Setting::ContainerQuota(container, Some(bytes)) => {
                 self.containers.insert(container, bytes);
             }
@@ -68,7 +79,9 @@ impl Settings {
             }
             containers.insert(container, get_u64(entry, 4));
         }
-        Some(Settings { quota: (root.quota != 0).then_some(root.quota), containers })
+        let percent = Some(root.space_percent).filter(|percent| SPACE_PERCENTS.contains(percent));
+        let quota = (root.quota != 0).then_some(root.quota);
+        Some(Settings { quota, space_percent: percent, containers })
     }
 }
 
@@ -97,6 +110,25 @@ impl Store {
     pub(crate) fn check_quota(&self, bytes: u64) -> Result<(), CommitError> {
         let least = self.layout().file_bytes(SEGMENTS_LEAST);
         if bytes < least { Err(CommitError::QuotaTooSmall { bytes, least }) } else { Ok(()) }
+    }
+
+    /// How large the store's file may become, in hundredths of what is live: 200 if nobody has said.
+    #[must_use]
+    pub fn space_percent(&self) -> u32 {
+        self.space_percent.load(Ordering::Relaxed)
+    }
+
+    /// Lays down how large the store's file may become, in hundredths of what is live, for good: durable on return; `None`:
+    /// 200. The nearer to 100, the more is written by cleaning. Small stores may have some segments more. Where a quota is
+    /// less, that counts.
+    ///
+    /// # Errors
+    /// If it is less than 150 or more than 10,000, or the disk refuses.
+    pub fn set_space_percent(&self, percent: Option<u32>) -> Result<(), CommitError> {
+        if let Some(percent) = percent.filter(|percent| !SPACE_PERCENTS.contains(percent)) {
+            return Err(CommitError::SpacePercent { percent });
+        }
+        self.set(Setting::SpacePercent(percent))
     }
 
     /// How many bytes of stored pages a container may have; `None` if nobody has said.
@@ -137,6 +169,8 @@ impl Store {
 
     /// Has what is asked while the state is locked go by new settings.
     pub(crate) fn heed(&self, settings: &Settings) {
+        let percent = settings.space_percent.unwrap_or(SPACE_PERCENT);
+        self.space_percent.store(percent, Ordering::Relaxed);
         let quota = settings.quota.unwrap_or(u64::MAX);
         if self.quota_bytes.swap(quota, Ordering::Relaxed) != quota {
             // There may be room now.

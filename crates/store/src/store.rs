@@ -53,9 +53,9 @@ pub struct Store {
     pub(crate) last_commit: AtomicU64,
     /// Whether the disk had no room when the file was last to be made longer.
     pub(crate) disk_full: AtomicBool,
-    /// How large the file may be, in hundredths of what is live.
+    /// How large the file may be, in hundredths of what is live, as [`State::settings`] have it.
     pub(crate) space_percent: AtomicU32,
-    /// How large it may be, in bytes, as [`State::settings`] have it.
+    /// How large it may be, in bytes, likewise.
     pub(crate) quota_bytes: AtomicU64,
     /// Who may write it, and what readers need.
     pub(crate) hold: Hold,
@@ -112,6 +112,8 @@ pub struct Stat {
     pub snapshots: usize,
     /// What the file may have, in bytes; `None` if as much as the disk gives.
     pub quota_bytes: Option<u64>,
+    /// How large the file may become, in hundredths of what is live.
+    pub space_percent: u32,
     /// What a recovery would have to read, in blocks; upkeep keeps it bounded.
     pub replay_blocks: u64,
     /// The newest root's generation.
@@ -258,6 +260,7 @@ impl Store {
             pinned_bytes: state.snapshots.pinned * BLOCK as u64,
             snapshots: state.snapshots.list.len(),
             quota_bytes: state.settings.quota,
+            space_percent: self.space_percent(),
             replay_blocks: state.replay_blocks,
             generation: state.generation,
             epoch: state.position.epoch,

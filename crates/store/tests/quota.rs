@@ -290,6 +290,46 @@ fn a_store_beyond_its_quota_becomes_shorter_as_it_can() {
 }
 
 #[test]
+fn how_large_the_file_may_be_stays_as_it_was_laid_down() {
+    let (medium, store) = create(7, 32);
+    assert_eq!((store.space_percent(), store.stat().space_percent), (200, 200));
+    commit(&store, 1, 0..10, 1);
+    store.take_snapshot("then").unwrap();
+    store.set_space_percent(Some(350)).unwrap();
+    for refused in [0, 149, 10_001, u32::MAX] {
+        let error = store.set_space_percent(Some(refused)).unwrap_err();
+        assert!(error.to_string().contains("150 at the least"), "{error}");
+        assert_eq!(error.word(), "quota");
+    }
+    for round in 2..20 {
+        commit(&store, 1, 0..10, round);
+        store.checkpoint().unwrap();
+    }
+    drop(store);
+    // It belongs to the store, not to its states.
+    let store = again(&medium);
+    assert_eq!(store.space_percent(), 350);
+    store.go_back("then").unwrap();
+    assert_eq!((value(&store, 1, 0), store.space_percent()), (1, 350));
+    drop(store);
+    let store = again(&medium);
+    assert_eq!((store.space_percent(), store.stat().space_percent), (350, 350));
+    store.set_space_percent(None).unwrap();
+    drop(store);
+    assert_eq!(again(&medium).space_percent(), 200);
+
+    let medium = Arc::new(CrashMedium::new(8));
+    let create = |space_percent| {
+        let options = CreateOptions { space_percent, ..CreateOptions::default() };
+        Store::create_on(medium.clone(), &options)
+    };
+    let error = create(Some(100)).unwrap_err();
+    assert!(error.to_string().contains("150 to 10000"), "{error}");
+    assert_eq!(create(Some(500)).unwrap().space_percent(), 500);
+    assert_eq!(again(&medium).space_percent(), 500);
+}
+
+#[test]
 fn too_small_a_quota_is_refused_with_words() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path(), &CreateOptions::default()).unwrap();

@@ -218,6 +218,7 @@ impl Restore {
                     created: Some(created),
                     // Quotas are the store's that was backed up, not its states'.
                     quota: None,
+                    space_percent: None,
                 };
                 let store = Store::create(&self.beside.path.join(INSIDE), &options)?;
                 let batch = store.batch();

@@ -237,6 +237,7 @@ fn make(seed: u64) -> Result<Made, String> {
         base_window: Some(0),
         created: Some(0),
         quota: None,
+        space_percent: None,
     };
     let store = Store::create_on(Arc::new(medium.clone()), &options).map_err(|e| e.to_string())?;
     let [mut before_that, mut before, mut live, mut snapshot]: [Model; 4] = Default::default();

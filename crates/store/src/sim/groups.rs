@@ -64,6 +64,7 @@ pub fn life(seed: u64, crashes: u64) -> Result<Lived, String> {
         base_window: Some(0),
         created: Some(0),
         quota: None,
+        space_percent: None,
     };
     let store = Store::create_on(Arc::new(medium.clone()), &options)
         .map_err(|error| format!("creating: {error}"))?;

@@ -36,7 +36,7 @@ pub struct Lived {
     pub streams: u64,
     /// Of those, how many a quota refused, as it had to.
     pub refused: u64,
-    /// Quotas that were laid down or lifted.
+    /// Quotas and bounds that were laid down or lifted.
     pub laid_down: u64,
     /// Blocks moved by cleaning.
     pub moved: u64,
@@ -209,6 +209,7 @@ impl Life {
             base_window: Some(0),
             created: Some(0),
             quota: None,
+            space_percent: None,
         };
         let store = Store::create_on(Arc::new(medium.clone()), &options)
             .map_err(|error| format!("creating: {error}"))?;
@@ -317,7 +318,7 @@ impl Life {
         }
     }
 
-    /// Lays down a quota, or lifts one: such as are met soon.
+    /// Lays down a quota, or lifts one: such as are met soon; or how large the file may be for what is live.
     fn lay_down(&mut self) {
         let store = self.store.as_ref().expect("the store is open");
         let layout = store.layout();
@@ -328,6 +329,9 @@ impl Life {
             let len = layout.file_bytes(10 + self.random.below(24) as usize);
             settings.quota = (!lift).then_some(len + self.random.below(4096));
             store.set_quota(settings.quota)
+        } else if self.random.below(8) == 0 {
+            settings.space_percent = (!lift).then(|| 150 + self.random.below(200) as u32);
+            store.set_space_percent(settings.space_percent)
         } else {
             let container = ContainerId(self.random.below(3) as u32);
             let held = held(&self.acknowledged, container) + self.random.below(12);
