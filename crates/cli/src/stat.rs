@@ -26,12 +26,67 @@ pub(crate) struct Found {
     space_percent: u32,
     segments: usize,
     free_segments: usize,
+    written: Written,
     /// How the log is read and written.
     medium: String,
     /// How a process that opens it finds written pages.
     written_pages: String,
     is_sound: bool,
     containers: Vec<Container>,
+}
+
+/// Blocks of 4096 bytes written over the life of the store, by what for.
+#[derive(Serialize)]
+struct Written {
+    /// The stabilisation behind which counting began; 0: everything is counted.
+    since_sequence: u64,
+    /// Pages that were made stable.
+    pages: u64,
+    record_blocks: u64,
+    map_blocks: u64,
+    cleaning_blocks: u64,
+    tidying_blocks: u64,
+    ahead_blocks: u64,
+    /// All blocks for each page; null as long as there was none.
+    amplification: Option<f64>,
+}
+
+impl From<stead::Written> for Written {
+    fn from(written: stead::Written) -> Self {
+        Written {
+            since_sequence: written.since,
+            pages: written.pages,
+            record_blocks: written.record_blocks,
+            map_blocks: written.map_blocks,
+            cleaning_blocks: written.cleaning_blocks,
+            tidying_blocks: written.tidying_blocks,
+            ahead_blocks: written.ahead_blocks,
+            amplification: written.amplification(),
+        }
+    }
+}
+
+impl Written {
+    fn print(&self) {
+        let Some(amplification) = self.amplification else { return };
+        let since = match self.since_sequence {
+            0 => String::new(),
+            since => format!(" since stabilisation {since}"),
+        };
+        crate::say!(
+            "  write amplification  {amplification:.2}: for each of {} pages made stable{since}, blocks written for",
+            self.pages
+        );
+        let part = |blocks: u64| format!("{:.2}", blocks as f64 / self.pages as f64);
+        crate::say!(
+            "                       records {}, map {}, cleaning {}, tidying {}, zeros ahead {}",
+            part(self.record_blocks),
+            part(self.map_blocks),
+            part(self.cleaning_blocks),
+            part(self.tidying_blocks),
+            part(self.ahead_blocks)
+        );
+    }
 }
 
 #[derive(Serialize)]
@@ -109,6 +164,7 @@ pub(crate) fn run(dir: &Path) -> Outcome<Found> {
         space_percent: s.space_percent,
         segments: s.segments,
         free_segments: s.free_segments,
+        written: s.written.into(),
         medium: stat.medium,
         written_pages: stat.written_pages.to_string(),
         is_sound,
@@ -142,6 +198,7 @@ impl Report for Found {
             let pinned = bytes(self.pinned_bytes);
             crate::say!("  snapshots            {}, which alone hold {pinned}", self.snapshots);
         }
+        self.written.print();
         crate::say!("  written              {}", self.medium);
         crate::say!("  written pages        found by {}", self.written_pages);
         crate::say!("  containers           {}", self.containers.len() - 1);

@@ -30,6 +30,33 @@ fn every_command_answers_in_json_with_documented_keys() {
 }
 
 #[test]
+fn stat_tells_what_was_written_over_all_openings() {
+    let Some(_alone) = alone() else { return };
+    let (_temp, dir) = new_bank(1000);
+    let stat = || run(&["stat", &dir], &["--json"]).json()["written"].clone();
+    let first = stat();
+    let store = stead::open(&dir).unwrap();
+    bank_of(&store)
+        .exclusive(|root, tx| Ok::<_, stead::Error>(root.accounts.push(tx, stead::Mutex::new(1))?))
+        .unwrap();
+    store.stabilise().unwrap();
+    let told = store.stat().store.written;
+    // From outside, behind the newest root.
+    assert_eq!(stat()["pages"], told.pages);
+    drop(store);
+    let then = stat();
+    let count = |of: &serde_json::Value, key: &str| of[key].as_u64().unwrap();
+    assert!(count(&first, "pages") < count(&then, "pages"), "{first} {then}");
+    assert!(count(&then, "record_blocks") > count(&then, "pages"), "{then}");
+    let keys = ["record_blocks", "map_blocks", "cleaning_blocks", "tidying_blocks", "ahead_blocks"];
+    let blocks: u64 = keys.iter().map(|key| count(&then, key)).sum();
+    let factor = blocks as f64 / count(&then, "pages") as f64;
+    assert_eq!((&then["amplification"], &then["since_sequence"]), (&factor.into(), &0.into()));
+    let words = run(&["stat", &dir], &[]).out;
+    assert!(words.contains(&format!("write amplification  {factor:.2}: ")), "{words}");
+}
+
+#[test]
 fn ls_shows_each_container() {
     let Some(_alone) = alone() else { return };
     let (_temp, dir) = new_bank(1000);

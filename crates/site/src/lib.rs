@@ -33,7 +33,7 @@ pub use stead_heap::{Damaged, PageKind, PageUse, Report as CheckReport};
 pub use stead_memory::{Allowed, Finding, Support};
 pub use stead_store::{
     BackedUp, BackupProgress, Restore, RestoreError, Restored, ScrubProgress, SnapshotInfo,
-    StateId, word_of,
+    StateId, Written, word_of,
 };
 pub use step::rounds::Stable;
 pub use word::restore_word;

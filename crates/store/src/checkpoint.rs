@@ -25,6 +25,7 @@ use crate::space::{Layout, NoSegment};
 use crate::store::{State, Store};
 use crate::tree::Moves;
 use crate::versions::Versions;
+use crate::written::Written;
 
 /// Bytes that the table may have for snapshots and branches: it is written anew with each root.
 const VERSIONS_BYTES_MOST: usize = 1 << 20;
@@ -78,6 +79,8 @@ struct Frozen<'a> {
     layer: &'a Layer,
     position: LogPosition,
     settings: Settings,
+    /// The record chain up to there.
+    written: Written,
 }
 
 impl Store {
@@ -129,14 +132,15 @@ impl Store {
         change: &Change,
     ) -> Result<(), CommitError> {
         let failures = self.disk.failures();
-        let (frozen, position, settings, replay_blocks) = {
+        let (frozen, position, settings, written, replay_blocks) = {
             let mut state = self.state_mut();
             let frozen = Arc::new(std::mem::take(&mut state.active));
             state.frozen = Some(Arc::clone(&frozen));
-            (frozen, state.position, state.settings.clone(), state.replay_blocks)
+            let settings = state.settings.clone();
+            (frozen, state.position, settings, state.written, state.replay_blocks)
         };
         let moves = std::mem::take(&mut keeper.moves);
-        let found = Frozen { layer: &frozen, position, settings };
+        let found = Frozen { layer: &frozen, position, settings, written };
         match self.store_map(keeper, found, chain, change, &moves) {
             Ok(stored) => {
                 self.put_in_force(stored, &frozen, replay_blocks);
@@ -170,7 +174,7 @@ impl Store {
         change: &Change,
         moves: &Moves,
     ) -> Result<Stored, CommitError> {
-        let Frozen { layer, mut position, mut settings } = frozen;
+        let Frozen { layer, mut position, mut settings, written } = frozen;
         let since = self.disk.failures();
         self.replace_unusable_root(keeper, since)?;
         if let Chain::NewEpoch { elsewhere } = chain {
@@ -252,6 +256,7 @@ impl Store {
                 quota: told.quota.unwrap_or_default(),
                 space_percent: told.space_percent.unwrap_or_default(),
                 quotas: told.containers.len() as u32,
+                written,
                 table: table.extents.clone(),
             };
             self.write_root(keeper, &root, since)?;
@@ -357,6 +362,13 @@ impl Store {
         since: Failures,
     ) -> Result<(), CommitError> {
         let mut block = AlignedBuf::zeroed(BLOCK);
+        let mut written = root.written.and_upkeep(&self.disk.counters());
+        // The block that says so.
+        written.map_blocks = written.map_blocks.saturating_add(1);
+        if planted::is(Bug::WrittenForgotten) {
+            written = Written::default();
+        }
+        let root = Root { written, ..root.clone() };
         block.as_mut_slice().copy_from_slice(&root.encode(self.header.store_id, keeper.slot));
         let offset = Place(ROOTS[keeper.slot]).offset();
         let written = self.disk.write(Purpose::Upkeep, offset, &[IoSlice::new(block.as_slice())]);

@@ -425,6 +425,7 @@ impl Store {
                 state.enter(entry, at);
             }
             state.replay_blocks += replay_cost(&planned.chunk);
+            state.written.add_record(&planned.chunk);
         }
         let before = state.position.sequence;
         state.position = plan.behind;

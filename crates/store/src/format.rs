@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::Damage;
 use crate::planted::{self, Bug};
+use crate::written::Written;
 
 /// Bytes in a block, the unit of places in the file. One page fills one block.
 pub(crate) const BLOCK: usize = PAGE_SIZE;
@@ -66,6 +67,12 @@ pub(crate) const TABLE_QUOTA_BYTES: usize = 12;
 const ROOT_FIXED: usize = 128;
 const ROOT_FIXED_SETTINGS: usize = 224;
 const EXTENT_BYTES: usize = 24;
+
+/// Where a root says what has been written so far: with settings before its extents, without them at its end, which
+/// earlier versions left zero and did not look at.
+const ROOT_WRITTEN: usize = SEAL - WRITTEN_BYTES;
+const ROOT_WRITTEN_SETTINGS: usize = ROOT_FIXED_SETTINGS - WRITTEN_BYTES;
+const WRITTEN_BYTES: usize = 72;
 
 /// More than any number that goes up by one can come to.
 const COUNTER_MOST: u64 = 1 << 62;
@@ -419,6 +426,8 @@ pub(crate) struct Root {
     pub(crate) space_percent: u32,
     /// Containers in the table that have a quota.
     pub(crate) quotas: u32,
+    /// What has been written to the store, this root included.
+    pub(crate) written: Written,
     pub(crate) table: Vec<Extent>,
 }
 
@@ -466,6 +475,7 @@ impl Root {
             put(&mut block, 136, &self.quota.to_le_bytes());
             put(&mut block, 144, &self.space_percent.to_le_bytes());
         }
+        put_written(&mut block[written_at(fixed)..], &self.written);
         for (i, extent) in self.table.iter().enumerate() {
             let at = fixed + i * EXTENT_BYTES;
             put(&mut block, at, &extent.place.0.to_le_bytes());
@@ -528,6 +538,8 @@ impl Root {
         {
             return None;
         }
+        let written_at = written_at(fixed);
+        let is_free = written_at < fixed || fixed + extents * EXTENT_BYTES <= written_at;
         let table = (0..extents)
             .map(|i| fixed + i * EXTENT_BYTES)
             .map(|at| Extent {
@@ -557,8 +569,37 @@ impl Root {
             quota: if has_settings { get_u64(block, 136) } else { 0 },
             space_percent: setting(144),
             quotas: setting(132),
+            written: if is_free { get_written(&block[written_at..]) } else { Written::default() },
             table,
         })
+    }
+}
+
+/// Where a root says what has been written, by where its extents begin.
+fn written_at(fixed: usize) -> usize {
+    if fixed == ROOT_FIXED { ROOT_WRITTEN } else { ROOT_WRITTEN_SETTINGS }
+}
+
+fn put_written(bytes: &mut [u8], written: &Written) {
+    let Written { since, pages, record_blocks, map_blocks, .. } = *written;
+    let Written { cleaning_blocks, tidying_blocks, ahead_blocks, .. } = *written;
+    let counts =
+        [since, pages, record_blocks, map_blocks, cleaning_blocks, tidying_blocks, ahead_blocks];
+    for (i, count) in counts.into_iter().enumerate() {
+        put(bytes, i * 8, &count.to_le_bytes());
+    }
+}
+
+fn get_written(bytes: &[u8]) -> Written {
+    let count = |i: usize| get_u64(bytes, i * 8);
+    Written {
+        since: count(0),
+        pages: count(1),
+        record_blocks: count(2),
+        map_blocks: count(3),
+        cleaning_blocks: count(4),
+        tidying_blocks: count(5),
+        ahead_blocks: count(6),
     }
 }
 
@@ -851,6 +892,7 @@ mod tests {
                 quota: [0, 1 << 30][table_len % 2],
                 space_percent: [0, 300][table_len % 2],
                 quotas: [0, 7][table_len % 2],
+                written: Written { since: 1, pages: 2, ahead_blocks: !7, ..Written::default() },
                 table,
             };
             for slot in 0..2 {

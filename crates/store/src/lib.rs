@@ -66,6 +66,7 @@ mod tree;
 mod verify;
 mod versions;
 mod view;
+mod written;
 
 pub use aligned::AlignedBuf;
 pub use backup::{BackedUp, BackupError, BackupProgress, Restore, RestoreError, Restored, StateId};
@@ -87,3 +88,4 @@ pub use stream::{Ahead, Stream};
 pub use verify::{Accounting, Verified, VerifyProgress};
 pub use versions::{SNAPSHOT_NAME_BYTES, SnapshotInfo};
 pub use view::View;
+pub use written::Written;

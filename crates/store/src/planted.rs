@@ -62,6 +62,8 @@ pub enum Bug {
     QuotaForgotten,
     /// Recovery keeps the quota of a container that was given up behind the root.
     QuotaOutlives,
+    /// Roots do not say what has been written so far.
+    WrittenForgotten,
     /// A scrub reads images and does not look at them.
     ScrubLooksAway,
     /// What only the older root refers to is not looked at.

@@ -34,6 +34,7 @@ use crate::store::{State, Store, StoreHeader, enter};
 use crate::tidy::{LOOK_AGAIN_BYTES, Untidy};
 use crate::tree::{Moves, Origins, Tree};
 use crate::versions::{Trees, Versions};
+use crate::written::Written;
 
 /// How far behind an unreadable chunk another of the chain is looked for, in blocks: more than the longest chunk.
 const LOOK_ONWARD: u64 = 320;
@@ -201,6 +202,8 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
     let mut replay =
         Replay::new(&disk, layout, store_id, space, root.position, hold.reading().is_some());
     replay.settings = settings;
+    let written_before = root.written.before(root.position.sequence);
+    replay.written = written_before;
     replay.run().map_err(read_error)?;
     if replay.position.sequence < newest.position.sequence {
         let offset = replay.position.place.offset();
@@ -226,7 +229,8 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             return Err(read_error(why));
         }
     }
-    let Replay { position, layer, mut space, report, replay_blocks, settings, .. } = replay;
+    let Replay { position, layer, mut space, report, replay_blocks, settings, written, .. } =
+        replay;
     // Going back to the older root leaves the cold stream's end unknown.
     let usable = space.has(root.cold) && layout.room(root.cold) >= 2;
     let cold = if fell_back || !usable { Place::NONE } else { root.cold };
@@ -267,13 +271,14 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
             version: 0,
             generation: root.generation,
             settings,
+            written,
         }),
         writer: Mutex::new(Writer::default()),
         queue: Queue::default(),
         keeper: Mutex::new(Keeper {
             generation: newest.generation,
             slot: 1 - slot,
-            stand_in: fell_back.then(|| root.clone()),
+            stand_in: fell_back.then(|| Root { written: written_before, ..root.clone() }),
             cold: Cold::new(position.epoch, cold, root.table),
             moved: Cold::of_moved(position.epoch),
             gathered: Gathered::default(),
@@ -446,6 +451,7 @@ struct Replay<'a> {
     layer: Layer,
     space: Space,
     settings: Settings,
+    written: Written,
     report: OpenReport,
     replay_blocks: u64,
 }
@@ -476,6 +482,7 @@ impl<'a> Replay<'a> {
             layer: Layer::default(),
             space,
             settings: Settings::default(),
+            written: Written::default(),
             report: OpenReport::default(),
             replay_blocks: 0,
         }
@@ -645,6 +652,7 @@ impl<'a> Replay<'a> {
                 }
             }
             self.replay_blocks += replay_cost(chunk);
+            self.written.add_record(chunk);
         }
         self.report.records_replayed += 1;
         self.report.chunks_replayed += record.chunks.len() as u64;

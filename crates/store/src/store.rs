@@ -19,6 +19,7 @@ use crate::recover::Hold;
 use crate::settings::Settings;
 use crate::space::{Layout, Space};
 use crate::versions::{Snapshots, Trees, Versions};
+use crate::written::Written;
 
 /// A store: pages that stay, moving from one whole state to the next (catalogue B1).
 ///
@@ -120,6 +121,8 @@ pub struct Stat {
     pub generation: u64,
     /// The current epoch.
     pub epoch: u64,
+    /// What has been written over all openings.
+    pub written: Written,
     /// What has been written and read since opening.
     pub counters: Counters,
 }
@@ -144,6 +147,8 @@ pub(crate) struct State {
     pub(crate) version: u64,
     pub(crate) generation: u64,
     pub(crate) settings: Settings,
+    /// What had been written when the store was opened, and the record chain since then.
+    pub(crate) written: Written,
 }
 
 impl State {
@@ -264,6 +269,7 @@ impl Store {
             replay_blocks: state.replay_blocks,
             generation: state.generation,
             epoch: state.position.epoch,
+            written: state.written.and_upkeep(&self.disk.counters()),
             counters: self.disk.counters(),
         }
     }
