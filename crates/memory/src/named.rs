@@ -1,7 +1,8 @@
-//! Which parts of a window may hold written pages: those that a fault named, or that were made writable by
-//! a call, since a scan last protected them. Whether a page there really is written, its protection says.
+//! Which parts of a window may hold written pages since a scan last protected them: pages that the fault log names,
+//! and blocks in which a call made pages writable. Whether a page there really is written, its protection says.
 //! Read [`Named`] first.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use stead_model::PAGES_PER_WINDOW;
@@ -10,26 +11,110 @@ use crate::residency::PAGES_PER_BLOCK;
 
 const BITS: u64 = 64;
 const WORD_COUNT: usize = (PAGES_PER_WINDOW / PAGES_PER_BLOCK / BITS) as usize;
+const WORDS_PER_BLOCK: usize = (PAGES_PER_BLOCK / BITS) as usize;
 
-/// A set of blocks of one window, for threads that add and threads that take at the same time. One page's worth
-/// of bits for a window of any size: a block with one written page is scanned whole, which costs no
-/// more than scanning that page.
+/// A set of pages of one window, for threads that add and threads that take at the same time.
 #[derive(Debug)]
 pub(crate) struct Named {
+    /// Named whole, by calls: serving a fault allocates nothing, and knows of many pages at once.
+    whole: Blocks,
+    /// Blocks with named pages in them.
+    parts: Blocks,
+    /// For each word of `parts`, the pages of its blocks; made when the first of them is named.
+    pages: Box<[OnceLock<BlockPages>]>,
+}
+
+/// The pages of as many blocks as a word has bits.
+type BlockPages = Box<[AtomicU64]>;
+
+fn zeros(count: usize) -> Box<[AtomicU64]> {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+impl Named {
+    pub(crate) fn new() -> Named {
+        let pages = (0..WORD_COUNT).map(|_| OnceLock::new()).collect();
+        Named { whole: Blocks::new(), parts: Blocks::new(), pages }
+    }
+
+    /// Adds a page. May allocate.
+    pub(crate) fn add(&self, page: u64) {
+        let block = page / PAGES_PER_BLOCK;
+        let pages = self.pages[(block / BITS) as usize].get_or_init(|| zeros((BITS * 8) as usize));
+        let word = block % BITS * WORDS_PER_BLOCK as u64 + page % PAGES_PER_BLOCK / BITS;
+        // First the page, then the way to it, as in `Blocks::add`.
+        pages[word as usize].fetch_or(1 << (page % BITS), Ordering::SeqCst);
+        self.parts.add(block);
+    }
+
+    /// Adds the blocks of the pages `start..end`.
+    pub(crate) fn add_range(&self, start: u64, end: u64) {
+        let mut page = start;
+        while page < end {
+            self.whole.add(page / PAGES_PER_BLOCK);
+            page = (page / PAGES_PER_BLOCK + 1) * PAGES_PER_BLOCK;
+        }
+    }
+
+    /// Appends the runs of pages of the set, cut to `start..end`, in order. With `forget`, those whose blocks
+    /// lie wholly within leave it.
+    pub(crate) fn runs(&self, start: u64, end: u64, forget: bool, out: &mut Vec<(u64, u64)>) {
+        let before = out.len();
+        self.whole.take(start, end, forget, |block, _| {
+            let first = block * PAGES_PER_BLOCK;
+            out.push((start.max(first), end.min(first + PAGES_PER_BLOCK)));
+        });
+        self.parts.take(start, end, forget, |block, forget| {
+            let Some(pages) = self.pages[(block / BITS) as usize].get() else { return };
+            let first = block * PAGES_PER_BLOCK;
+            let words = &pages[(block % BITS) as usize * WORDS_PER_BLOCK..][..WORDS_PER_BLOCK];
+            for (base, word) in (first..).step_by(BITS as usize).zip(words) {
+                let mut left = word.load(Ordering::SeqCst);
+                if left != 0 && forget {
+                    left = word.swap(0, Ordering::SeqCst);
+                }
+                while left != 0 {
+                    let page = base + u64::from(left.trailing_zeros());
+                    if (start..end).contains(&page) {
+                        out.push((page, page + 1));
+                    }
+                    left &= left - 1;
+                }
+            }
+        });
+        join(out, before);
+    }
+}
+
+/// Sorts the runs from `from` on and joins those that touch or overlap.
+fn join(runs: &mut Vec<(u64, u64)>, from: usize) {
+    runs[from..].sort_unstable();
+    let mut kept = from;
+    for i in from + 1..runs.len() {
+        if runs[i].0 <= runs[kept].1 {
+            runs[kept].1 = runs[kept].1.max(runs[i].1);
+        } else {
+            kept += 1;
+            runs[kept] = runs[i];
+        }
+    }
+    runs.truncate((kept + 1).max(from).min(runs.len()));
+}
+
+/// A set of blocks of one window. One page's worth of bits for a window of any size.
+#[derive(Debug)]
+struct Blocks {
     words: Box<[AtomicU64]>,
     /// Which words may have a bit set.
     any: Box<[AtomicU64]>,
 }
 
-impl Named {
-    pub(crate) fn new() -> Named {
-        let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
-        Named { words: zeros(WORD_COUNT), any: zeros(WORD_COUNT.div_ceil(BITS as usize)) }
+impl Blocks {
+    fn new() -> Blocks {
+        Blocks { words: zeros(WORD_COUNT), any: zeros(WORD_COUNT.div_ceil(BITS as usize)) }
     }
 
-    /// Adds the block of a page.
-    pub(crate) fn add(&self, page: u64) {
-        let block = page / PAGES_PER_BLOCK;
+    fn add(&self, block: u64) {
         let word = block / BITS;
         // First the bit, then the way to it: whoever takes looks the other way round, and so leaves at worst a
         // way to nothing.
@@ -37,18 +122,9 @@ impl Named {
         self.any[(word / BITS) as usize].fetch_or(1 << (word % BITS), Ordering::SeqCst);
     }
 
-    /// Adds the blocks of the pages `start..end`.
-    pub(crate) fn add_range(&self, start: u64, end: u64) {
-        let mut page = start;
-        while page < end {
-            self.add(page);
-            page = (page / PAGES_PER_BLOCK + 1) * PAGES_PER_BLOCK;
-        }
-    }
-
-    /// Appends the runs of pages, cut to `start..end`, whose blocks are in the set. With `forget`, blocks that
-    /// lie wholly within leave it.
-    pub(crate) fn runs(&self, start: u64, end: u64, forget: bool, out: &mut Vec<(u64, u64)>) {
+    /// Hands out the blocks of the set that hold any of the pages `start..end`, in order. With `forget`, those that lie
+    /// wholly within leave it, and are handed out with `true`.
+    fn take(&self, start: u64, end: u64, forget: bool, mut each: impl FnMut(u64, bool)) {
         let first_word = start / PAGES_PER_BLOCK / BITS;
         let end_word = end.div_ceil(PAGES_PER_BLOCK).div_ceil(BITS);
         let mut word = first_word;
@@ -63,17 +139,17 @@ impl Named {
             if word >= end_word {
                 return;
             }
-            self.runs_of_word(word, (start, end), forget, out);
+            self.take_of_word(word, (start, end), forget, &mut each);
             word += 1;
         }
     }
 
-    fn runs_of_word(
+    fn take_of_word(
         &self,
         word: u64,
         (start, end): (u64, u64),
         forget: bool,
-        out: &mut Vec<(u64, u64)>,
+        each: &mut impl FnMut(u64, bool),
     ) {
         let first_block = word * BITS;
         // Blocks of this word that lie wholly within, and those that overlap.
@@ -96,13 +172,8 @@ impl Named {
         };
         let mut found = found & touched;
         while found != 0 {
-            let block = first_block + u64::from(found.trailing_zeros());
-            let from = start.max(block * PAGES_PER_BLOCK);
-            let to = end.min((block + 1) * PAGES_PER_BLOCK);
-            match out.last_mut() {
-                Some(last) if last.1 == from => last.1 = to,
-                _ => out.push((from, to)),
-            }
+            let bit = found & found.wrapping_neg();
+            each(first_block + u64::from(found.trailing_zeros()), forget && whole & bit != 0);
             found &= found - 1;
         }
     }
@@ -115,38 +186,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn agrees_with_an_ordinary_set() {
+    fn agrees_with_ordinary_sets() {
         let named = Named::new();
-        let mut set = BTreeSet::new();
+        let (mut blocks, mut pages) = (BTreeSet::new(), BTreeSet::new());
         let mut rng = fastrand::Rng::with_seed(11);
-        let mut met = 0;
+        let (mut met, mut met_alone) = (0, 0);
         for _ in 0..3000 {
             let base = if rng.bool() { 0 } else { PAGES_PER_WINDOW - 200 * PAGES_PER_BLOCK };
             let start = base + rng.u64(..150 * PAGES_PER_BLOCK);
             let longest = if rng.bool() { 5 } else { 40 * PAGES_PER_BLOCK };
             let end = start + 1 + rng.u64(..longest);
-            let blocks = start / PAGES_PER_BLOCK..end.div_ceil(PAGES_PER_BLOCK);
-            if rng.bool() {
-                named.add_range(start, end);
-                set.extend(blocks);
-                continue;
+            let touched = start / PAGES_PER_BLOCK..end.div_ceil(PAGES_PER_BLOCK);
+            match rng.u32(..4) {
+                0 => {
+                    named.add_range(start, end);
+                    blocks.extend(touched);
+                    continue;
+                }
+                1 => {
+                    for page in (start..end).step_by(1 + rng.usize(..700)) {
+                        named.add(page);
+                        pages.insert(page);
+                    }
+                    continue;
+                }
+                _ => {}
             }
             let forget = rng.bool();
             let mut found = Vec::new();
             named.runs(start, end, forget, &mut found);
-            let pages: Vec<u64> = found.iter().flat_map(|(from, to)| *from..*to).collect();
-            let expected: Vec<u64> = set
-                .range(blocks)
+            assert!(found.is_sorted_by(|a, b| a.1 < b.0), "{found:?}");
+            let mut expected: BTreeSet<u64> = blocks
+                .range(touched)
                 .flat_map(|b| start.max(b * PAGES_PER_BLOCK)..end.min((b + 1) * PAGES_PER_BLOCK))
                 .collect();
-            assert_eq!(pages, expected);
-            met += expected.len();
+            let of_blocks = expected.len();
+            expected.extend(pages.range(start..end));
+            met += of_blocks;
+            met_alone += expected.len() - of_blocks;
+            assert!(found.iter().flat_map(|(from, to)| *from..*to).eq(expected));
             if forget {
                 let whole = start.div_ceil(PAGES_PER_BLOCK)..end / PAGES_PER_BLOCK;
-                set.retain(|block| !whole.contains(block));
+                pages.retain(|page| !whole.contains(&(page / PAGES_PER_BLOCK)));
+                blocks.retain(|block| !whole.contains(block));
             }
         }
-        assert!(met > 1000 && !set.is_empty());
+        assert!(met > 1000 && met_alone > 1000 && !blocks.is_empty() && !pages.is_empty());
     }
 
     #[test]

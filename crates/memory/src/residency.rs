@@ -145,8 +145,9 @@ impl Bitmap {
     /// The first stretch of whole blocks with pages of the set, cut to `from..end`.
     pub(crate) fn next_populated(&self, from: u64, end: u64) -> Option<(u64, u64)> {
         let first = first_set(&self.blocks, from / PAGES_PER_BLOCK)?;
+        let last = end.div_ceil(PAGES_PER_BLOCK).min(BLOCK_COUNT as u64);
         let mut until = first;
-        while until < BLOCK_COUNT as u64 && self.block_counts[until as usize] > 0 {
+        while until < last && self.block_counts[until as usize] > 0 {
             until += 1;
         }
         let start = from.max(first * PAGES_PER_BLOCK);

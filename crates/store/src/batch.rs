@@ -1,7 +1,6 @@
 //! What one stabilisation will store, gathered page by page in memory that O_DIRECT can take, so that an
 //! image is copied once between the program's page and the disk. It knows no file. Read [`Batch`] first.
 
-use std::collections::hash_map::Entry as Slotted;
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
@@ -31,7 +30,10 @@ pub struct Batch {
     /// What each place in the pieces holds; `None` is a hole.
     slots: Vec<Option<Image>>,
     holes: Vec<usize>,
-    index: HashMap<PageId, Content>,
+    /// The place of each page's newest image.
+    index: HashMap<PageId, usize>,
+    /// Pages that are all zero, none of them in the index.
+    zeros: BTreeSet<PageId>,
     dropped: BTreeSet<ContainerId>,
 }
 
@@ -39,12 +41,6 @@ pub struct Batch {
 pub(crate) struct Image {
     pub(crate) id: PageId,
     pub(crate) checksum: u64,
-}
-
-#[derive(Clone, Copy)]
-enum Content {
-    Slot(usize),
-    Zero,
 }
 
 impl Batch {
@@ -58,6 +54,7 @@ impl Batch {
             slots: Vec::new(),
             holes: Vec::new(),
             index: HashMap::new(),
+            zeros: BTreeSet::new(),
             dropped: BTreeSet::new(),
         }
     }
@@ -92,18 +89,18 @@ impl Batch {
     ) -> Result<(), E> {
         check(id);
         let (slot, given) = match self.index.get(&id) {
-            Some(&Content::Slot(slot)) if !self.is_given(slot) => (slot, None),
-            Some(&Content::Slot(given)) => (self.take_slot(), Some(given)),
-            Some(Content::Zero) | None => (self.take_slot(), None),
+            Some(&slot) if !self.is_given(slot) => (slot, None),
+            Some(&given) => (self.take_slot(), Some(given)),
+            None => (self.take_slot(), None),
         };
         let filled = fill(self.page_mut(slot));
         match filled {
             Ok(()) => self.settle_slot(id, slot),
             Err(_) => {
-                match given {
-                    Some(given) => self.index.insert(id, Content::Slot(given)),
-                    None => self.index.remove(&id),
-                };
+                if given.is_none() {
+                    self.index.remove(&id);
+                    self.zeros.remove(&id);
+                }
                 self.leave_slot(slot);
             }
         }
@@ -129,6 +126,9 @@ impl Batch {
         let mut page = first.page.0;
         while page < end {
             let id = PageId { container, page: PageNo(page) };
+            if page + 1 == end {
+                return self.try_push(id, |bytes| fill(id.page, bytes));
+            }
             let start = self.slots.len();
             let room = self.piece_pages - start % self.piece_pages;
             let stretch = (page..end)
@@ -159,7 +159,8 @@ impl Batch {
     /// As [`Batch::push`].
     pub fn zero(&mut self, id: PageId) {
         check(id);
-        if let Some(Content::Slot(slot)) = self.index.insert(id, Content::Zero) {
+        self.zeros.insert(id);
+        if let Some(slot) = self.index.remove(&id) {
             self.leave_slot(slot);
         }
     }
@@ -177,10 +178,11 @@ impl Batch {
         // So that the same calls always make the same batch.
         gone.sort_unstable();
         for id in gone {
-            if let Some(Content::Slot(slot)) = self.index.remove(&id) {
+            if let Some(slot) = self.index.remove(&id) {
                 self.leave_slot(slot);
             }
         }
+        self.zeros.retain(|id| id.container != container);
     }
 
     /// Has the batch belong to an association: those who are stabilised together (catalogue B7). It stands in the log
@@ -197,24 +199,24 @@ impl Batch {
 
     /// Images, zero pages and dropped containers in it.
     pub(crate) fn entries_most(&self) -> usize {
-        self.index.len() + self.dropped.len()
+        self.index.len() + self.zeros.len() + self.dropped.len()
     }
 
     /// Whether it holds pages of this container.
     pub(crate) fn holds_any_of(&self, container: ContainerId) -> bool {
-        self.index.keys().any(|id| id.container == container)
+        self.index.keys().chain(&self.zeros).any(|id| id.container == container)
     }
 
     /// Whether the batch holds this page, as an image or as zero.
     #[must_use]
     pub fn contains(&self, id: PageId) -> bool {
-        self.index.contains_key(&id)
+        self.index.contains_key(&id) || self.zeros.contains(&id)
     }
 
     /// Whether committing the batch would change nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty() && self.dropped.is_empty()
+        self.index.is_empty() && self.zeros.is_empty() && self.dropped.is_empty()
     }
 
     /// Images in the batch; zero pages are not counted.
@@ -230,6 +232,7 @@ impl Batch {
         self.slots.clear();
         self.holes.clear();
         self.index.clear();
+        self.zeros.clear();
         self.dropped.clear();
     }
 
@@ -254,7 +257,7 @@ impl Batch {
         let image = self.slots.pop().flatten().expect("the last slot is no hole");
         self.copy_page(last, hole);
         self.slots[hole] = Some(image);
-        self.index.insert(image.id, Content::Slot(hole));
+        self.index.insert(image.id, hole);
     }
 
     /// Whether there may be one to give.
@@ -295,8 +298,7 @@ impl Batch {
     pub(crate) fn take_back(&mut self) {
         for slot in 0..self.given_images() {
             let image = self.slots[slot].expect("what has been given is full");
-            if !matches!(self.index.get(&image.id), Some(&Content::Slot(newest)) if newest == slot)
-            {
+            if self.index.get(&image.id) != Some(&slot) {
                 self.slots[slot] = None;
                 self.holes.push(slot);
             }
@@ -323,15 +325,8 @@ impl Batch {
     }
 
     /// The zero pages, in order.
-    pub(crate) fn zeros(&self) -> Vec<PageId> {
-        let mut zeros: Vec<PageId> = self
-            .index
-            .iter()
-            .filter(|(_, content)| matches!(content, Content::Zero))
-            .map(|(&id, _)| id)
-            .collect();
-        zeros.sort_unstable();
-        zeros
+    pub(crate) fn zeros(&self) -> &BTreeSet<PageId> {
+        &self.zeros
     }
 
     /// The bytes of `count` images from place `first` on, in as few slices as they lie in.
@@ -378,18 +373,15 @@ impl Batch {
         let bytes = self.page(slot);
         if is_zero(bytes) {
             self.leave_slot(slot);
-            self.index.insert(id, Content::Zero);
+            self.index.remove(&id);
+            self.zeros.insert(id);
             return;
         }
         // Sealed here, while the image is in the processor's cache.
         let checksum = self.sealer.page(id, bytes);
         self.slots[slot] = Some(Image { id, checksum });
-        match self.index.entry(id) {
-            Slotted::Occupied(mut entry) => *entry.get_mut() = Content::Slot(slot),
-            Slotted::Vacant(entry) => {
-                entry.insert(Content::Slot(slot));
-            }
-        }
+        self.index.insert(id, slot);
+        self.zeros.remove(&id);
     }
 
     fn page(&self, slot: usize) -> &[u8] {
@@ -458,7 +450,7 @@ mod tests {
         for slice in batch.slices(0, images.len()) {
             bytes.extend_from_slice(slice);
         }
-        let mut found: Vec<(PageId, u8)> = batch.zeros().into_iter().map(|id| (id, 0)).collect();
+        let mut found: Vec<(PageId, u8)> = batch.zeros().iter().map(|&id| (id, 0)).collect();
         for (image, page) in images.iter().zip(bytes.chunks(PAGE_SIZE)) {
             assert!(page.iter().all(|&b| b == page[0]));
             assert_eq!(image.checksum, batch.sealer.page(image.id, page));

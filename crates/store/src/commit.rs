@@ -315,7 +315,8 @@ impl Store {
         let changed =
             |id: PageId| given.contains(&id) || earlier.iter().any(|batch| batch.contains(id));
         let zeros = zeros
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|id| !zero_already(*id) || changed(*id))
             .filter(|id| drops.binary_search(&id.container).is_err());
         let mut entries: Vec<(Entry, u64)> =

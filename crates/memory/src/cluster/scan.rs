@@ -1,7 +1,7 @@
 //! Which pages of a cluster were written since they were last protected (catalogue B5). Copying them is
 //! absent. Read [`Cluster::scan_dirty`] first.
 //!
-//! A page's protection alone says whether it was written; the fault log only says where to look. What it
+//! A page's protection alone says whether it was written; the fault log only says at which pages to look. What it
 //! named is forgotten *before* the look: a page that is written after the look has met its protection
 //! again, and is named again.
 
@@ -112,6 +112,8 @@ impl<S: Sys> Cluster<S> {
     ) -> Result<MutexGuard<'a, Pages>, ScanError> {
         /// Takes about a tenth of a millisecond.
         const LOOKS_AT_ONCE: u32 = 64;
+        /// To look at so many pages that nothing named costs less than another call.
+        const NEAR_PAGES: u64 = 128;
         let counters = self.counters();
         add(&counters.scans, 1);
         add(&counters.scans_by_log, u64::from(by_log));
@@ -120,7 +122,13 @@ impl<S: Sys> Cluster<S> {
         for piece in pieces {
             named.clear();
             self.named(*piece).runs(piece.start, piece.end, forget_first(scan), &mut named);
-            if !by_log {
+            if by_log {
+                named.dedup_by(|next, run| {
+                    let near = next.0 <= run.1 + NEAR_PAGES;
+                    run.1 = if near { next.1 } else { run.1 };
+                    near
+                });
+            } else {
                 named.clear();
                 named.push((piece.start, piece.end));
             }
@@ -332,7 +340,8 @@ impl<S: Sys> Cluster<S> {
     ) -> Result<(), Errno> {
         /// Small enough that a look at few pages prepares for few.
         const ROOM_MIN: usize = 32;
-        let room = runs.len().min((((end - start) / 8) as usize).max(ROOM_MIN));
+        let page_count = (end - start) as usize;
+        let room = runs.len().min((page_count / 8).max(ROOM_MIN.min(page_count)));
         let runs = &mut runs[..room];
         let window = self.address(piece, 0).0;
         let page_of = |address: usize| ((address - window) / PAGE_SIZE) as u64;
