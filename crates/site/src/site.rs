@@ -426,8 +426,7 @@ impl Site {
 
     fn container_stat(&self, name: String, entry: Option<Entry>) -> ContainerStat {
         let id = entry.map_or(ContainerId::SYSTEM, |e| e.id());
-        let runs = self.shared.view().stored_pages(id).unwrap_or_default();
-        let stored: u64 = runs.iter().map(|r| r.page_count()).sum();
+        let stored = self.shared.view().stored_count(id);
         let opened = self.shared.opened().get(&id).cloned();
         let resident = opened
             .as_ref()

@@ -13,6 +13,7 @@ use crate::commit::Writer;
 use crate::error::{CommitError, ReadError};
 use crate::format::{Entry, Located, Root, TABLE_QUOTA_BYTES, get_u32, get_u64};
 use crate::store::Store;
+use crate::view::View;
 
 /// Segments that a store works with at the least: those being written, those that roots still need, the reserve.
 pub(crate) const SEGMENTS_LEAST: usize = 8;
@@ -217,7 +218,7 @@ impl Store {
             if quotas.contains_key(&container) {
                 let count = counts.entry(container).or_insert_with(|| {
                     let pages = known.get(&container).copied();
-                    Count::of(pages.unwrap_or_else(|| self.held(container)))
+                    Count::of(pages.unwrap_or_else(|| self.held(&self.view(), container)))
                 });
                 match entry {
                     Entry::Image(id) => count.put(self, id, true),
@@ -249,8 +250,8 @@ impl Store {
     }
 
     /// How many pages of a container are stored. Costs by what has been stored since the last root.
-    fn held(&self, container: ContainerId) -> u64 {
-        let (tree, layers, _) = self.view().map_of(container);
+    pub(crate) fn held(&self, view: &View<'_>, container: ContainerId) -> u64 {
+        let (tree, layers, _) = view.map_of(container);
         let mut count = Count::of(tree.as_ref().map_or(0, |tree| tree.pages()));
         // Looked for below each layer: in the map, and in the layers before it.
         for (i, changes) in layers.iter().enumerate() {

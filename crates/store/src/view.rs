@@ -128,7 +128,15 @@ impl<'a> View<'a> {
         stored.into_iter().filter(|&(_, some)| some).map(|(container, _)| container).collect()
     }
 
-    /// The pages of a container that have images, in order.
+    /// How many pages of a container have images; what a damaged part of its map told is not counted once that is given
+    /// up. Costs by what has been stored since the last root.
+    #[must_use]
+    pub fn stored_count(&self, container: ContainerId) -> u64 {
+        self.store.held(self, container)
+    }
+
+    /// The pages of a container that have images, in order. Those of which nobody knows because a part of the map is lost are
+    /// among them, so that reading them tells: as many as that part could have told of, up to all that a container can have.
     ///
     /// # Errors
     /// If the container's map is damaged or cannot be read.
@@ -146,20 +154,15 @@ impl<'a> View<'a> {
                 Some(error) => return Err(error),
                 None => {}
             }
-            let mut stored: BTreeSet<u64> = pages.stored.into_iter().collect();
+            let mut over: BTreeMap<u64, bool> = BTreeMap::new();
             for changes in changes {
                 if changes.dropped {
-                    stored.clear();
+                    // The map below was not looked at.
+                    over.clear();
                 }
-                for (page, at) in changes.pages {
-                    if at.is_never() {
-                        stored.remove(&page);
-                    } else {
-                        stored.insert(page);
-                    }
-                }
+                over.extend(changes.pages.iter().map(|(&page, at)| (page, !at.is_never())));
             }
-            return Ok(ranges(stored));
+            return Ok(overlaid(pages.stored, &over));
         }
     }
 
@@ -221,15 +224,39 @@ fn differing(
     Ok(pages)
 }
 
+/// Pages that are stored in a map, and those that are or are not over it.
+fn overlaid(stored: Vec<PageRange>, over: &BTreeMap<u64, bool>) -> Vec<PageRange> {
+    let mut all = Vec::new();
+    let mut over = over.iter().peekable();
+    for range in stored {
+        let mut at = range.start;
+        while let Some((&page, &is_stored)) = over.next_if(|&(&page, _)| page < range.end) {
+            match (is_stored, page < range.start) {
+                (true, true) => append(&mut all, PageRange::new(page, page + 1)),
+                (false, false) => {
+                    append(&mut all, PageRange::new(at, page));
+                    at = page + 1;
+                }
+                _ => {}
+            }
+        }
+        append(&mut all, PageRange::new(at, range.end));
+    }
+    for (&page, _) in over.filter(|&(_, &is_stored)| is_stored) {
+        append(&mut all, PageRange::new(page, page + 1));
+    }
+    all
+}
+
 #[derive(Default)]
 struct Pages {
-    stored: Vec<u64>,
+    stored: Vec<PageRange>,
     unreadable: Option<ReadError>,
 }
 
 impl Visitor for Pages {
     fn page(&mut self, page: u64, _: Located) {
-        self.stored.push(page);
+        append(&mut self.stored, PageRange::new(page, page + 1));
     }
 
     fn node(&mut self, _: NodeId, _: Place) -> Option<u64> {
@@ -242,25 +269,55 @@ impl Visitor for Pages {
 
     /// Pages that are lost are among those that are stored: reading them is what tells.
     fn lost(&mut self, damage: Damage) {
-        /// As many as two levels of the map lead to.
-        const LISTED: u64 = 1 << 16;
         match (damage.page, damage.map_of) {
-            (Some(id), _) => self.stored.push(id.page.0),
-            (None, Some((_, pages))) if pages.page_count() <= LISTED => {
-                self.stored.extend(pages.start..pages.end);
-            }
-            _ => self.unreadable = Some(damage.into()),
+            (Some(id), _) => append(&mut self.stored, PageRange::new(id.page.0, id.page.0 + 1)),
+            (None, Some((_, pages))) => append(&mut self.stored, pages),
+            (None, None) => self.unreadable = Some(damage.into()),
         }
     }
 }
 
 fn ranges(pages: impl IntoIterator<Item = u64>) -> Vec<PageRange> {
     let mut ranges: Vec<PageRange> = Vec::new();
-    for page in pages {
-        match ranges.last_mut() {
-            Some(last) if last.end == page => last.end += 1,
-            _ => ranges.push(PageRange::new(page, page + 1)),
+    pages.into_iter().for_each(|page| append(&mut ranges, PageRange::new(page, page + 1)));
+    ranges
+}
+
+/// Adds a range behind all others, if it is one.
+fn append(ranges: &mut Vec<PageRange>, range: PageRange) {
+    match ranges.last_mut() {
+        _ if range.start >= range.end => {}
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_over_a_map_hides_it_page_by_page() {
+        let mut chance = crate::sim::SplitMix(3);
+        for _ in 0..2000 {
+            let mut page = 0;
+            let mut stored = Vec::new();
+            for _ in 0..chance.below(4) {
+                let start = page + chance.below(5);
+                page = start + 1 + chance.below(6);
+                append(&mut stored, PageRange::new(start, page));
+            }
+            let over: BTreeMap<u64, bool> =
+                (0..chance.below(12)).map(|_| (chance.below(30), chance.below(2) == 0)).collect();
+            let mut want: BTreeSet<u64> = stored.iter().flat_map(|r| r.start..r.end).collect();
+            for (&page, &is_stored) in &over {
+                if is_stored {
+                    want.insert(page)
+                } else {
+                    want.remove(&page)
+                };
+            }
+            assert_eq!(overlaid(stored, &over), ranges(want));
         }
     }
-    ranges
 }

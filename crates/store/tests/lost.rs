@@ -184,6 +184,40 @@ fn a_damaged_node_above_leaves_loses_them_all_and_heals() {
 }
 
 #[test]
+fn a_damaged_node_above_all_others_loses_whatever_there_can_have_been() {
+    const ALL: u64 = 1 << 24;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path(), &CreateOptions::default()).unwrap();
+    commit(&store, 1, (0..600).chain([100_000]), 1);
+    settle(&store);
+    drop(store);
+    spoil(dir.path(), 2, 0);
+    let store = open(dir.path());
+    commit(&store, 1, [5], 7);
+    settle(&store);
+    let ranges = |store: &Store| -> Vec<(u64, u64)> {
+        let stored = store.stored_pages(ContainerId(1)).unwrap();
+        stored.iter().map(|range| (range.start, range.end)).collect()
+    };
+    assert_eq!(ranges(&store), [(0, ALL)]);
+    [0, 599, 100_000, ALL - 1].into_iter().for_each(|page| lost(&store, 1, page));
+    assert_eq!(value(&store, 1, 5).unwrap(), 7);
+    // Only what is known to be there counts.
+    assert_eq!(store.view().stored_count(ContainerId(1)), 1);
+    let mut batch = store.batch();
+    [0, 70_000].into_iter().for_each(|page| batch.zero(id(1, page)));
+    store.commit(&mut batch).unwrap();
+    for _ in 0..2 {
+        assert_eq!(ranges(&store), [(1, 70_000), (70_001, ALL)]);
+        store.checkpoint().unwrap();
+    }
+    drop(store);
+    let (store, _) = Store::open_read_only(dir.path()).unwrap();
+    let refused = store.view().backup(None, &mut std::io::sink(), &mut |_| {}).unwrap_err();
+    assert!(refused.to_string().contains("storing it anew heals it"), "{refused}");
+}
+
+#[test]
 fn a_damaged_map_that_is_dropped_frees_all_it_had() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path());

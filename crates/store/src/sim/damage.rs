@@ -7,7 +7,7 @@ use std::sync::Arc;
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
 use super::audit::needed;
-use super::model::{Model, image, number_of};
+use super::model::{Model, image, number_of, some_of};
 use super::{CrashMedium, SplitMix};
 use crate::directory::CreateOptions;
 use crate::error::{OpenError, ReadError};
@@ -282,9 +282,7 @@ fn withheld(
     let mut ids: Vec<PageId> = want.keys().copied().collect();
     for container in view.containers() {
         match view.stored_pages(container) {
-            Ok(ranges) => ids.extend(
-                ranges.iter().flat_map(|r| r.pages()).map(|page| PageId { container, page }),
-            ),
+            Ok(ranges) => ids.extend(some_of(container, &ranges)),
             Err(ReadError::Damaged(damage)) if !damage.what.is_empty() => {
                 withheld.insert(container);
             }

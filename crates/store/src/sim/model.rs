@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use stead_model::{PAGE_SIZE, PageId};
+use stead_model::{ContainerId, PAGE_SIZE, PageId, PageRange};
 
 use crate::error::ReadError;
 use crate::read::Stored;
@@ -51,6 +51,17 @@ pub(super) fn contents(store: &Store) -> Result<Model, String> {
     Ok(found)
 }
 
+/// The pages of these ranges; of one that is as long as only what is lost can be here, its beginning.
+pub(super) fn some_of(
+    container: ContainerId,
+    ranges: &[PageRange],
+) -> impl Iterator<Item = PageId> {
+    /// As many as two levels of a map lead to.
+    const MOST: usize = 1 << 16;
+    let pages = ranges.iter().flat_map(|range| range.pages().take(MOST));
+    pages.map(move |page| PageId { container, page })
+}
+
 /// Whether something is withheld; an error if something is wrong.
 pub(super) fn agrees_but_for_damage(store: &Store, want: &Model) -> Result<bool, String> {
     let mut withheld = false;
@@ -58,9 +69,7 @@ pub(super) fn agrees_but_for_damage(store: &Store, want: &Model) -> Result<bool,
     let mut ids: Vec<PageId> = want.keys().copied().collect();
     for container in store.containers() {
         match store.stored_pages(container) {
-            Ok(ranges) => ids.extend(
-                ranges.iter().flat_map(|r| r.pages()).map(|page| PageId { container, page }),
-            ),
+            Ok(ranges) => ids.extend(some_of(container, &ranges)),
             Err(ReadError::Damaged(_)) => withheld = true,
             Err(error) => return Err(error.to_string()),
         }
