@@ -1,18 +1,21 @@
-//! Hands forged stores, sealed random blocks and damaged backups to what decodes them, for as long as it is told: no
-//! panic, no hang, no allocation out of proportion. A finding prints its seed, and the command that shows it again.
-//! Read [`one`] first; the forger lives in `stead_store::sim::forge`.
+//! Hands forged stores, sealed random blocks, damaged and forged backups, and containers that lie to what reads them,
+//! for as long as it is told: no panic, no signal, no hang, no allocation out of proportion. A finding prints its seed,
+//! and the command that shows it again. Read [`one`] first; the forgers live in `stead_store::sim::forge` and in
+//! [`containers`].
 #![forbid(unsafe_code)]
 
 use std::alloc::System;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::process::ExitCode;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use stead_fuzz::containers;
 use stead_store::sim::forge::{Forger, Outcome, decode, forge_backup, try_everything, try_restore};
 use stead_store::{CreateOptions, Store};
 
@@ -27,7 +30,7 @@ const BYTES_MOST: usize = 1 << 30;
 const HANGS: Duration = Duration::from_secs(120);
 
 #[derive(Parser)]
-#[command(about = "Hands forged stores, blocks and backups to what decodes them")]
+#[command(about = "Hands forged stores, blocks, backups and containers to what reads them")]
 struct Arguments {
     /// How long to go on.
     #[arg(long, default_value_t = 60)]
@@ -35,17 +38,26 @@ struct Arguments {
     /// Handle the input of this seed alone.
     #[arg(long)]
     seed: Option<u64>,
+    /// Be the child that handles the store in this directory.
+    #[arg(long, hide = true, requires = "seed")]
+    child: Option<PathBuf>,
 }
 
 /// What the inputs are made from.
 struct Material {
     forgers: Vec<Forger>,
     backup: Vec<u8>,
+    /// Not where the system lacks what containers need.
+    containers: Option<containers::Forger>,
     dir: tempfile::TempDir,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let (Some(dir), Some(seed)) = (&arguments.child, arguments.seed) {
+        containers::child(dir, seed);
+        return ExitCode::SUCCESS;
+    }
     let material = match material() {
         Ok(material) => material,
         Err(what) => {
@@ -69,10 +81,11 @@ fn main() -> ExitCode {
         most = most.max(allocated);
         let finding = match handled {
             Ok(_) if allocated > BYTES_MOST => Some(format!("{allocated} bytes allocated")),
-            Ok(what) => {
+            Ok(Ok(what)) => {
                 *seen.entry(what).or_default() += 1;
                 None
             }
+            Ok(Err(what)) => Some(what),
             Err(_) => Some("a panic".to_owned()),
         };
         if let Some(finding) = finding {
@@ -109,7 +122,7 @@ fn watch(at_work: Arc<(AtomicU64, AtomicU64)>) {
 
 fn material() -> Result<Material, Box<dyn std::error::Error>> {
     let forgers = (0..3).map(Forger::new).collect::<Result<_, _>>()?;
-    let dir = tempfile::tempdir()?;
+    let dir = containers::directory()?;
     let store = Store::create(&dir.path().join("store"), &CreateOptions::default())?;
     let mut batch = store.batch();
     for page in 0..20 {
@@ -129,7 +142,14 @@ fn material() -> Result<Material, Box<dyn std::error::Error>> {
     store.commit(&mut batch)?;
     store.take_snapshot("two")?;
     store.view_snapshot("two")?.backup(Some(&one), &mut backup, &mut |_| {})?;
-    Ok(Material { forgers, backup, dir })
+    let containers = match containers::missing() {
+        None => Some(containers::Forger::new(dir.path())?),
+        Some(missing) => {
+            println!("NOT RUN: containers that lie: {missing}");
+            None
+        }
+    };
+    Ok(Material { forgers, backup, containers, dir })
 }
 
 fn stead_store_id(container: u32, page: u64) -> stead_model::PageId {
@@ -139,15 +159,28 @@ fn stead_store_id(container: u32, page: u64) -> stead_model::PageId {
     }
 }
 
-/// Makes the input of a seed, hands it on, and tells what came of it.
-fn one(material: &Material, seed: u64) -> &'static str {
-    match seed % 8 {
+/// Makes the input of a seed, hands it on, and tells what came of it; `Err`: what is wrong with that.
+fn one(material: &Material, seed: u64) -> Result<&'static str, String> {
+    Ok(match seed % 8 {
         0 => {
             (0..20).for_each(|i| decode(seed.wrapping_mul(31).wrapping_add(i)));
             "blocks decoded"
         }
         1 => restore(material, &spoilt(material, seed)),
         2 => restore(material, &forge_backup(&material.backup, seed)),
+        3 if let Some(forger) = &material.containers => {
+            let dir = material.dir.path().join("forged");
+            let forged = forger.forge(seed, &dir);
+            forged.map_err(|why| format!("the store cannot be forged: {why}"))?;
+            let this = std::env::current_exe().map_err(|why| why.to_string())?;
+            let mut child = Command::new(this);
+            child.arg("--child").arg(&dir).args(["--seed", &seed.to_string()]);
+            match containers::handle(&mut child)? {
+                containers::Outcome::Refused => "containers refused",
+                containers::Outcome::Found => "containers found to be wrong",
+                containers::Outcome::Walked => "containers walked",
+            }
+        }
         _ => {
             let forger = &material.forgers[(seed / 8) as usize % material.forgers.len()];
             match try_everything(&forger.forge(seed)) {
@@ -155,7 +188,7 @@ fn one(material: &Material, seed: u64) -> &'static str {
                 Outcome::Opened => "stores opened",
             }
         }
-    }
+    })
 }
 
 /// A backup with bits turned, or cut: its checksums are wrong.

@@ -83,7 +83,7 @@ pub(crate) const STEPS: &[Step] = &[
         tests: true,
     },
     Step {
-        name: "forged stores, blocks and backups, for a minute",
+        name: "forged stores, blocks, backups and containers, for a minute",
         command: &["cargo", "run", "--quiet", "-p", "stead-fuzz", "--", "--seconds", "60"],
         env: &[],
         tests: false,

@@ -3,6 +3,7 @@
 
 pub mod plain;
 
+use stead_model::{PAGES_PER_WINDOW, PageRange};
 use thiserror::Error;
 
 use crate::error::Damaged;
@@ -62,6 +63,12 @@ pub unsafe trait Ground: Send + Sync {
     /// # Errors
     /// Names the first page that is damaged.
     fn check(&self, address: usize, bytes: usize) -> Result<(), Damaged>;
+
+    /// The pages that may hold anything but zeros, in order: whoever looks through vast memory need not touch what nobody
+    /// has. All pages, if it is not known.
+    fn filled(&self) -> Vec<PageRange> {
+        vec![PageRange::new(0, u64::from(self.window_count()) * PAGES_PER_WINDOW)]
+    }
 
     /// Whether the container may have so many pages more in use than the `used` ones, which cost a little to count. Called
     /// under the arena's lock: it must not call into the heap.

@@ -82,7 +82,7 @@ unsafe impl<'s, K: Persist<'s>, V: Persist<'s>> Persist<'s> for Entry<K, V> {
 }
 
 /// Insertions that a table of `slots` slots takes.
-const fn room(slots: usize) -> usize {
+pub(crate) const fn room(slots: usize) -> usize {
     if slots <= 8 { slots - 1 } else { slots / 8 * 7 }
 }
 

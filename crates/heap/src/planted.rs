@@ -14,6 +14,8 @@ pub enum Bug {
     PoppedNotNoted,
     /// Locks are released when their guard is dropped, not at the section's end.
     LocksNotTwoPhase,
+    /// Verify takes it that the control bytes of a table agree with what the map says.
+    TableBelieved,
 }
 
 #[cfg(feature = "planted")]

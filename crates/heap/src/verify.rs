@@ -6,18 +6,21 @@
 mod report;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::ptr::with_exposed_provenance;
 use std::sync::atomic::Ordering::Relaxed;
 
-use stead_model::{Address, PAGE_SIZE, WINDOW_SIZE};
+use stead_model::{Address, PAGE_SIZE, PAGES_PER_WINDOW, PageRange, WINDOW_SIZE};
 
 use crate::alloc::Shared;
 use crate::arena::Arena;
-use crate::group::WIDTH;
+use crate::group::{DELETED, EMPTY, WIDTH};
 use crate::layout::{
-    EMPTY_GROUP, FIRST_PAGE, MAGIC, SMALL_MAX, UNASSIGNED, WINDOW_PAGES, descriptor, header, kind,
-    window_base,
+    DESCRIPTOR_SIZE, EMPTY_GROUP, FIRST_PAGE, MAGIC, SMALL_MAX, UNASSIGNED, WINDOW_PAGES,
+    descriptor, header, kind, window_base,
 };
+use crate::map::room;
+use crate::planted::{self, Bug};
 use crate::registry::Registry;
 use crate::types::{FieldDescription, Shape, TypeDescription};
 
@@ -37,6 +40,8 @@ impl Arena {
         let mut v = Verifier {
             shared,
             registry: &registry,
+            steps: steps(&registry),
+            filled: shared.ground.filled(),
             allocations: HashMap::new(),
             queue: Vec::new(),
             report: Report {
@@ -102,6 +107,10 @@ struct Allocation {
 struct Verifier<'a> {
     shared: &'a Shared,
     registry: &'a Registry,
+    /// For each type, how many values one of it is made of.
+    steps: Vec<u64>,
+    /// The container's pages that may hold anything but zeros, in order.
+    filled: Vec<PageRange>,
     allocations: HashMap<usize, Allocation>,
     /// Allocations reached whose contents are still to be looked at.
     queue: Vec<(usize, Contents)>,
@@ -119,6 +128,67 @@ enum Contents {
 
 /// Fields within fields that are looked at before a description is taken for damaged.
 const DEPTH_MAX: usize = 64;
+
+/// Values that one value is made of, for each of its bytes, before its description is taken for damaged.
+const STEPS_MAX: u64 = 64;
+
+/// For each type, how many values one of it is made of, itself included; far too many where that does not end.
+fn steps(registry: &Registry) -> Vec<u64> {
+    fn of(registry: &Registry, number: u32, known: &mut [Option<u64>], depth: usize) -> u64 {
+        if let Some(steps) = known[number as usize] {
+            return steps;
+        }
+        let Some(ty) = registry.get(number).filter(|_| depth <= DEPTH_MAX) else {
+            return u64::MAX;
+        };
+        // What comes back to itself does not end.
+        known[number as usize] = Some(u64::MAX);
+        let mut inner = |id| match registry.number(id) {
+            Some(number) => of(registry, number, known, depth + 1),
+            // That it is not described is said where it is met.
+            None => 1,
+        };
+        let mut fields = |fields: &[FieldDescription]| {
+            fields.iter().fold(0, |sum: u64, field| sum.saturating_add(inner(field.ty)))
+        };
+        let within = match &ty.shape {
+            Shape::Struct(all) => fields(all),
+            Shape::Enum { variants, .. } => {
+                variants.iter().map(|variant| fields(&variant.fields)).max().unwrap_or(0)
+            }
+            Shape::Array { element, count } => inner(*element).saturating_mul(*count),
+            Shape::Maybe(value) | Shape::Slot(value) | Shape::Lock { value, .. } => inner(*value),
+            Shape::Scalar(_)
+            | Shape::Counter
+            | Shape::Ptr(_)
+            | Shape::Box(_)
+            | Shape::Vec(_)
+            | Shape::Text(_)
+            | Shape::Map(_) => 0,
+        };
+        let steps = within.saturating_add(1);
+        known[number as usize] = Some(steps);
+        steps
+    }
+    let mut known = vec![None; registry.len() as usize];
+    (0..registry.len()).map(|number| of(registry, number, &mut known, 0)).collect()
+}
+
+/// Bytes of a value of this shape that are looked at themselves.
+fn bytes_looked_at(shape: &Shape) -> u64 {
+    match shape {
+        Shape::Enum { tag_bytes, .. } => u64::from(*tag_bytes),
+        Shape::Ptr(_) | Shape::Box(_) | Shape::Lock { .. } => 8,
+        Shape::Vec(_) | Shape::Text(_) => 24,
+        Shape::Map(_) => 32,
+        Shape::Scalar(_)
+        | Shape::Counter
+        | Shape::Struct(_)
+        | Shape::Array { .. }
+        | Shape::Maybe(_)
+        | Shape::Slot(_) => 0,
+    }
+}
 
 impl<'a> Verifier<'a> {
     fn bad(&mut self, address: usize, ty: &str, field: &str, what: String) {
@@ -155,9 +225,31 @@ impl<'a> Verifier<'a> {
         }
         let end = FIRST_PAGE + pages as u32;
         let mut page = FIRST_PAGE;
-        while page < end {
-            page += self.page(base, page, end);
+        for described in self.described(w, end) {
+            // Descriptors that are zero, and so the pages are free.
+            let blank = described.start.saturating_sub(page);
+            self.report.free_bytes += u64::from(blank) * PAGE_SIZE as u64;
+            page += blank;
+            while page < described.end {
+                page += self.page(base, page, end);
+            }
         }
+        self.report.free_bytes += u64::from(end.saturating_sub(page)) * PAGE_SIZE as u64;
+    }
+
+    /// The pages of a window below `end` of which the descriptors may hold anything.
+    fn described(&self, w: u32, end: u32) -> Vec<Range<u32>> {
+        const IN_PAGE: u64 = (PAGE_SIZE / DESCRIPTOR_SIZE) as u64;
+        let table = u64::from(w) * PAGES_PER_WINDOW + 1;
+        let (first, last) =
+            (table + u64::from(FIRST_PAGE) / IN_PAGE, table + u64::from(end) / IN_PAGE);
+        let behind = self.filled.partition_point(|run| run.end <= first);
+        let runs = self.filled[behind..].iter().take_while(|run| run.start <= last);
+        let page = |at: u64| {
+            let described = at.clamp(first, last + 1) - table;
+            ((described * IN_PAGE) as u32).clamp(FIRST_PAGE, end)
+        };
+        runs.map(|run| page(run.start)..page(run.end)).collect()
     }
 
     /// Accounts for a page or run; returns the number of pages.
@@ -206,6 +298,8 @@ impl<'a> Verifier<'a> {
                         "",
                         "it does not belong to the run around it".into(),
                     );
+                    // One is enough: the run may be as long as a damaged length says.
+                    break;
                 }
             }
             let bytes = run as usize * PAGE_SIZE;
@@ -254,6 +348,8 @@ impl<'a> Verifier<'a> {
             match contents {
                 Contents::Values { ty, count } => {
                     let Some(ty) = self.ty(ty) else { continue };
+                    // All that have no bytes are alike.
+                    let count = if ty.size == 0 { count.min(1) } else { count };
                     for i in 0..count {
                         self.value(address + i * ty.size as usize, ty, &Path::Start, 0);
                     }
@@ -286,8 +382,14 @@ impl<'a> Verifier<'a> {
 
     /// Looks at a value that lies in a live allocation.
     fn value(&mut self, address: usize, ty: &'a TypeDescription, path: &Path<'_>, depth: usize) {
-        if depth > DEPTH_MAX {
+        let steps = self.registry.number(ty.id).map_or(u64::MAX, |n| self.steps[n as usize]);
+        if depth > DEPTH_MAX || steps > STEPS_MAX.saturating_mul(ty.size.saturating_add(STEPS_MAX))
+        {
             self.bad(address, &ty.name, &path.text(), "its description does not end".into());
+            return;
+        }
+        if bytes_looked_at(&ty.shape) > ty.size {
+            self.bad(address, &ty.name, &path.text(), "its description is too small".into());
             return;
         }
         let inner = |v: &mut Self, id: u64, offset: u64, path: &Path<'_>| {
@@ -516,6 +618,9 @@ impl<'a> Verifier<'a> {
         }
         let result = (|| {
             let element = self.ty(element).ok_or("its elements are not described")?;
+            if matches!(ty.shape, Shape::Text(_)) && element.size != 1 {
+                return Err("its elements are no bytes".into());
+            }
             let bytes = element.size.checked_mul(capacity).ok_or("its capacity is impossible")?;
             if len > capacity {
                 return Err(format!("{len} elements in room for {capacity}"));
@@ -588,10 +693,17 @@ impl<'a> Verifier<'a> {
         let bytes = unsafe {
             std::slice::from_raw_parts(with_exposed_provenance::<u8>(ctrl), slots + WIDTH)
         };
-        let full = bytes[..slots].iter().filter(|b| **b < 0x80).count() as u64;
-        let odd = bytes[..slots].iter().any(|b| *b > 0x80 && *b != 0xff);
+        let count =
+            |wanted: fn(&u8) -> bool| bytes[..slots].iter().filter(|b| wanted(b)).count() as u64;
+        let (full, deleted) = (count(|b| *b < 0x80), count(|b| *b == DELETED));
+        let odd = bytes[..slots].iter().any(|b| *b > DELETED && *b != EMPTY);
+        let between = bytes[slots..slots.max(WIDTH)].iter().all(|b| *b == EMPTY);
         let repeats = (0..slots.min(WIDTH)).all(|i| bytes[slots.max(WIDTH) + i] == bytes[i]);
-        if full != items || odd || !repeats {
+        // So there is an empty one, at which searches end.
+        let counted = full.checked_add(deleted).and_then(|n| n.checked_add(left));
+        let counts = full == items && counted == Some(room(slots) as u64);
+        let agrees = counts && !odd && between && repeats;
+        if !agrees && !planted::on(Bug::TableBelieved) {
             self.bad(
                 address,
                 &ty.name,

@@ -84,6 +84,8 @@ pub(crate) struct Place {
     mode: Mode,
     /// Bytes that it may hold; `u64::MAX` if nobody has said.
     quota: AtomicU64,
+    /// Sections may have changed it since it was opened.
+    changes: AtomicBool,
     /// Not an owner: the site owns its open containers.
     site: Weak<Shared>,
     space: Arc<Space>,
@@ -116,6 +118,7 @@ impl Place {
             quota: AtomicU64::new(
                 site.store.container_quota(reservation.container()).unwrap_or(u64::MAX),
             ),
+            changes: AtomicBool::new(false),
             site: Arc::downgrade(site),
             space: Arc::clone(&site.space),
             table: Arc::clone(&site.table),
@@ -177,6 +180,35 @@ impl Place {
         }
         let container = self.name.to_string();
         Err(GroundError::Quota { container, quota_bytes, used_bytes: used * PAGE_SIZE as u64 })
+    }
+
+    /// The pages that memory has, or the store: all others are zero.
+    pub(crate) fn filled_pages(&self) -> Vec<PageRange> {
+        let all = || {
+            let pages = u64::from(self.reservation.windows()) * PAGES_PER_WINDOW;
+            vec![PageRange::new(0, pages)]
+        };
+        // Where no fault is served, a page may have come to be without a word of it.
+        if self.mode == Mode::Resident && self.changes.load(Ordering::Relaxed) {
+            return all();
+        }
+        let Some(site) = self.site.upgrade() else { return all() };
+        let Ok(mut filled) = site.view().stored_pages(self.container) else { return all() };
+        for cluster in self.clusters() {
+            cluster.resident_ranges(&mut filled);
+        }
+        filled.sort_unstable_by_key(|run| run.start);
+        filled.dedup_by(|next, run| {
+            let joins = next.start <= run.end;
+            run.end = if joins { run.end.max(next.end) } else { run.end };
+            joins
+        });
+        filled
+    }
+
+    /// Said before the first section of a container in mode [`Mode::Resident`] that may change something.
+    pub(crate) fn may_change(&self) {
+        self.changes.store(true, Ordering::Relaxed);
     }
 
     /// Brings pages into memory that are not there.

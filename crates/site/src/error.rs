@@ -57,8 +57,8 @@ pub enum OpenError {
     },
     /// Two containers in the directory claim the same addresses.
     #[error(
-        "store {}: container {id} claims addresses at {base} that are outside the range or another's; the directory \
-         of this store is damaged: `stead verify` says more", dir.display()
+        "store {}: container {id} claims addresses at {base} that are outside the range or another's; that is how \
+         it was stored: what an earlier snapshot or a backup of the store has may be sound", dir.display()
     )]
     Overlap {
         /// The store.
@@ -271,6 +271,34 @@ pub enum ContainerError {
         name: String,
         /// Why.
         source: OpenArenaError,
+    },
+    /// Something in it is wrong, although its pages are as they were written.
+    #[error(
+        "{found}; that is how it was stored: what an earlier snapshot or a backup of the store has may be sound"
+    )]
+    Unsound {
+        /// The first thing that is wrong.
+        found: Box<stead_heap::Finding>,
+    },
+    /// What the directory of containers says of one cannot be.
+    #[error(
+        "its entry {name:?} {what}; that is how it was stored: what an earlier snapshot or a backup of the store has may \
+         be sound"
+    )]
+    Entry {
+        /// The name of the container.
+        name: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// Every number that a container can have has been given; numbers are not given twice.
+    #[error(
+        "container {name:?} cannot be made: this store has given all {} numbers of containers, and none is given twice",
+         ContainerId::MAX.0
+    )]
+    OutOfNumbers {
+        /// The container.
+        name: String,
     },
     /// Its heap could not be laid out.
     #[error("container {name:?}: {source}")]
@@ -530,7 +558,9 @@ impl ContainerError {
             ContainerError::Header { source, .. } => {
                 !matches!(source, DirectoryError::OtherFormat { .. })
             }
-            ContainerError::Mismatch { .. } => true,
+            ContainerError::Mismatch { .. }
+            | ContainerError::Unsound { .. }
+            | ContainerError::Entry { .. } => true,
             ContainerError::Arena { source, .. } => {
                 matches!(source, OpenArenaError::Window { .. } | OpenArenaError::Types { .. })
             }

@@ -62,6 +62,10 @@ unsafe impl Ground for Place {
         self.bring(PageRange::new(first, last as u64 + 1))
     }
 
+    fn filled(&self) -> Vec<PageRange> {
+        self.filled_pages()
+    }
+
     fn allow(&self, used: &dyn Fn() -> u64, more: u64) -> Result<(), GroundError> {
         self.allow_pages(used, more)
     }

@@ -10,6 +10,7 @@ mod driver;
 pub mod error;
 mod join;
 pub mod options;
+pub mod planted;
 mod quota;
 mod scrub;
 pub mod site;

@@ -26,6 +26,7 @@ use crate::driver::{Shared, background, faults};
 use crate::error::{ContainerError, OpenError, OpenErrorKind, RemoveError, StabiliseError};
 use crate::join::Typed;
 use crate::options::{ContainerOptions, OpenOptions};
+use crate::planted::{self, Bug};
 use crate::quota::give_quota;
 use crate::snapshot::{clear_unfinished, keep_numbers};
 use crate::stat::{ContainerStat, Counters, SiteStat, WrittenPages};
@@ -510,10 +511,7 @@ impl Site {
             None => taken.into(),
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let system = self.system()?;
-        let id = system
-            .read(|directory, _| directory.next_id())
-            .map_err(|_| ContainerError::InSection)?;
+        let id = self.next_id(name)?;
         let reservation = reserve(&self.shared, id, run, name)?;
         // Before there is such a container, so that there is none without it.
         give_quota(&self.shared.store, id, options.quota).map_err(|why| ContainerError::Quota {
@@ -521,13 +519,19 @@ impl Site {
             source: Box::new(why),
         })?;
         let opened = open_place(&self.shared, reservation, name, id, Mode::Faulted)?;
-        let entry = system
-            .exclusive(|directory, tx| directory.add(tx, name, run, now))
+        self.system()?
+            .exclusive(|directory, tx| directory.add(tx, name, id, run, now))
             .map_err(|_| ContainerError::InSection)?
             .map_err(ContainerError::Directory)?;
-        assert_eq!(entry.id(), id, "numbers are given under one lock");
         *windows = free;
         Ok(opened)
+    }
+
+    /// The number that a new container of this name gets.
+    pub(crate) fn next_id(&self, name: &str) -> Result<ContainerId, ContainerError> {
+        let next = self.system()?.read(|directory, _| directory.next_id());
+        let next = next.map_err(|_| ContainerError::InSection)?;
+        next.ok_or_else(|| ContainerError::OutOfNumbers { name: name.to_owned() })
     }
 
     /// Unmaps the container that has the same addresses, if there is one and nobody but the site holds it.
@@ -719,7 +723,8 @@ pub(crate) fn taken_windows(
     Ok(windows)
 }
 
-/// Opens the system container, all of it in memory: whoever serves faults must not meet one.
+/// Opens the system container, all of it in memory: whoever serves faults must not meet one. Nobody walks it before all
+/// that it says has been looked at: its pages may have the checksums they were written with, and be written wrong.
 pub(crate) fn open_system(
     shared: &Arc<Shared>,
     base_window: u32,
@@ -728,8 +733,20 @@ pub(crate) fn open_system(
     let run = WindowRun { first: base_window, count: 1 };
     let reservation = reserve(shared, id, run, SYSTEM_NAME)?;
     let opened = open_place(shared, reservation, SYSTEM_NAME, id, Mode::Resident)?;
+    let found = opened.arena.verify().first_bad;
+    if let Some(found) = found.filter(|_| !planted::is(Bug::DirectoryBelieved)) {
+        return Err(ContainerError::Unsound { found: Box::new(found) });
+    }
+    if !shared.store.is_read_only() {
+        opened.place.may_change();
+    }
     shared.opened().insert(id, Arc::clone(&opened));
-    Typed::new(opened, |tx| Ok::<_, ContainerError>(Directory::new(tx)))
+    let system = Typed::new(opened, |tx| Ok::<_, ContainerError>(Directory::new(tx)))?;
+    let checked = system.read(|directory: &Directory<'_>, _| directory.check());
+    checked
+        .map_err(|_| ContainerError::InSection)?
+        .map_err(|(name, what)| ContainerError::Entry { name, what })?;
+    Ok(system)
 }
 
 fn reserve(
@@ -899,8 +916,10 @@ mod tests {
         };
         assert!(matches!(open(name), Err(ContainerError::Name(_))));
         let run = WindowRun { first: (site.system_run().first + 9) % (WINDOW_COUNT - 9), count: 1 };
-        let entered =
-            site.system().unwrap().exclusive(|directory, tx| directory.add(tx, name, run, 0));
+        let entered = site.system().unwrap().exclusive(|directory, tx| {
+            let id = directory.next_id().unwrap();
+            directory.add(tx, name, id, run, 0)
+        });
         entered.unwrap().unwrap();
         assert!(site.windows.lock().unwrap().take(run));
         let opened = open(name).unwrap();

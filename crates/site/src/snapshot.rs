@@ -136,10 +136,7 @@ impl Site {
             let (base, other) = (run.base(), other.clone());
             return Err(SnapshotError::AddressesTaken { base, other });
         }
-        let id = self
-            .system()?
-            .read(|directory, _| directory.next_id())
-            .map_err(|_| ContainerError::InSection)?;
+        let id = self.next_id(name)?;
         // Killed between here and the end of the round, this leaves a container that says it is another: see
         // `clear_unfinished`.
         give_quota(store, id, None).map_err(|why| ContainerError::Quota {
@@ -152,10 +149,9 @@ impl Site {
             let entered = renumbered(store, id).and_then(|pages| {
                 let entered = self
                     .system()?
-                    .exclusive(|directory, tx| directory.add(tx, name, run, now))
+                    .exclusive(|directory, tx| directory.add(tx, name, id, run, now))
                     .map_err(|_| ContainerError::InSection)?;
-                let entry = entered.map_err(ContainerError::Directory)?;
-                assert_eq!(entry.id(), id, "numbers are given under one lock");
+                entered.map_err(ContainerError::Directory)?;
                 Ok(pages)
             });
             match entered {
@@ -266,9 +262,10 @@ pub(crate) fn keep_numbers(store: &Store, system: &Typed<Directory<'static>>) {
         return;
     };
     let outside = "a site changes its directory outside of sections";
-    if system.read(|directory, _| directory.next_id()).expect(outside) <= highest {
+    let next = system.read(|directory, _| directory.next_id()).expect(outside);
+    if next.is_some_and(|next| next <= highest) {
         let raised = system.exclusive(|directory, _| {
-            directory.number_from(ContainerId(highest.0 + 1));
+            directory.number_behind(highest);
             Ok::<_, std::convert::Infallible>(())
         });
         raised.expect(outside).unwrap_or_else(|never| match never {});
