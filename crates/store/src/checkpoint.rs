@@ -253,6 +253,8 @@ impl Store {
                 pinned: versions.snapshots.pinned,
                 groups: self.groups.load(Ordering::SeqCst),
                 lost,
+                // Its epoch has been begun since the store was opened.
+                twins: true,
                 quota: told.quota.unwrap_or_default(),
                 space_percent: told.space_percent.unwrap_or_default(),
                 quotas: told.containers.len() as u32,

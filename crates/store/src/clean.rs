@@ -202,11 +202,18 @@ impl Store {
         let versioned = !holders.versions.snapshots.list.is_empty();
         let mut index = 0;
         while index < layout.segment_blocks {
-            let Some((chunk, _)) = Chunk::decode(block(index), self.header.store_id) else {
+            let store_id = self.header.store_id;
+            let header = Chunk::decode(block(index), store_id).map(|(chunk, _)| (index, chunk));
+            // Where there is a twin, the header before it was not one.
+            let twin = || {
+                let (chunk, _) = Chunk::decode_twin(block(index), store_id)?;
+                Some(((index + 1).checked_sub(chunk.blocks())?, chunk))
+            };
+            let Some((first, chunk)) = header.or_else(twin) else {
                 index += 1;
                 continue;
             };
-            for (entry, at) in chunk.located(start.plus(index)) {
+            for (entry, at) in chunk.located(start.plus(first)) {
                 if at.place.0 >= start.0 + layout.segment_blocks {
                     break;
                 }
@@ -243,7 +250,7 @@ impl Store {
                     Entry::Table(_) | Entry::Zero(_) | Entry::Drop(_) => {}
                 }
             }
-            index += chunk.blocks();
+            index = first + chunk.blocks();
         }
         Ok(())
     }

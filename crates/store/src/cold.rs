@@ -191,6 +191,8 @@ impl Cold {
             association: 0,
             group: 0,
             last: false,
+            // What depends on it is only how easily the segment is emptied.
+            twin: false,
             previous: 0,
             next_segment: Place::NONE,
             time: 0,

@@ -14,7 +14,9 @@ use crate::aligned::AlignedBuf;
 use crate::batch::{Batch, Image};
 use crate::disk::{Failures, Purpose};
 use crate::error::CommitError;
-use crate::format::{BLOCK, CHUNK_ENTRIES, Chunk, ChunkKind, Entry, LogPosition, Place};
+use crate::format::{
+    BLOCK, CHUNK_ENTRIES, Chunk, ChunkKind, Entry, LogPosition, Place, RECORD_FIXED_BLOCKS,
+};
 use crate::medium::WriteRequest;
 use crate::planted::{self, Bug};
 use crate::settings::Held;
@@ -134,7 +136,7 @@ impl Store {
 
     /// Whether a record of so many entries is flushed before its commit chunk is written.
     pub(crate) fn is_heavy(&self, entries: usize) -> bool {
-        entries as u64 >= self.layout().chunk_blocks()
+        entries as u64 > self.layout().record_images()
     }
 
     /// Commits batches, in their order, with the flushes of one; each is all or nothing, and an outcome of its own.
@@ -203,16 +205,14 @@ impl Store {
         }
         let grown_before = self.state().space.segments();
         // Only images take a block each; pages that became zero lie in the chunks' headers.
-        let blocks_needed: usize = asked
-            .iter()
-            .map(|asked| asked.images + asked.entries.len().div_ceil(CHUNK_ENTRIES))
-            .sum();
+        let blocks_needed: u64 =
+            asked.iter().map(|asked| record_blocks(asked.images, asked.entries.len())).sum();
         let mut no_room;
         loop {
             if writer.epoch != Some(self.disk.failures()) {
                 self.begin_epoch(writer)?;
             }
-            no_room = self.make_room(blocks_needed as u64).err();
+            no_room = self.make_room(blocks_needed).err();
             // Making room may have met a failure of its own, and then a new epoch is due again.
             if writer.epoch == Some(self.disk.failures()) {
                 break;
@@ -370,37 +370,41 @@ impl Store {
         mut plan: Plan,
         since: Failures,
     ) -> Result<(Plan, u32), CommitError> {
-        let header_bytes = plan.chunks.len() * BLOCK;
+        // A header and its twin for each chunk.
+        let header_bytes = plan.chunks.len() * 2 * BLOCK;
         if writer.headers.as_ref().is_none_or(|headers| headers.len() < header_bytes) {
             writer.headers = Some(AlignedBuf::zeroed(header_bytes.next_power_of_two()));
         }
         let headers = writer.headers.as_mut().expect("made just now").as_mut_slice();
         let mut chain = plan.behind.chain;
-        for (planned, header) in plan.chunks.iter_mut().zip(headers.chunks_mut(BLOCK)) {
+        for (planned, both) in plan.chunks.iter_mut().zip(headers.chunks_mut(2 * BLOCK)) {
+            let (header, twin) = both.split_at_mut(BLOCK);
             planned.chunk.previous = chain;
             chain = planned.chunk.encode(self.header.store_id, header);
+            Chunk::encode_twin(header, twin);
         }
         plan.behind.chain = chain;
+        let mut headers = headers.chunks(2 * BLOCK).map(|both| both.split_at(BLOCK));
 
         let has_commit = plan.chunks.last().is_some_and(|p| p.chunk.kind == ChunkKind::Commit);
         let (body, commit) = plan.chunks.split_at(plan.chunks.len() - usize::from(has_commit));
         let adjacent = |a: &Planned, b: &Planned| a.at.plus(a.chunk.blocks()) == b.at;
-        let mut done = 0;
         let mut groups: Vec<(u64, Vec<IoSlice<'_>>)> = Vec::new();
         for group in body.chunk_by(adjacent) {
             let mut parts = Vec::new();
             for planned in group {
-                parts.push(IoSlice::new(&headers[done * BLOCK..(done + 1) * BLOCK]));
+                let (header, twin) = headers.next().expect("there is one for each chunk");
+                parts.push(IoSlice::new(header));
                 let images = batches[planned.batch].slices(planned.first_image, planned.images);
                 parts.extend(images.map(IoSlice::new));
-                done += 1;
+                parts.push(IoSlice::new(twin));
             }
             groups.push((group[0].at.offset(), parts));
         }
         let mut writes: Vec<WriteRequest<'_>> =
             groups.iter().map(|(offset, parts)| WriteRequest { offset: *offset, parts }).collect();
-        let header = commit.first().map(|_| [IoSlice::new(&headers[done * BLOCK..][..BLOCK])]);
-        if let (Some(commit), Some(header)) = (commit.first(), &header) {
+        let both = headers.next().map(|(header, twin)| [header, twin].map(IoSlice::new));
+        if let (Some(commit), Some(both)) = (commit.first(), &both) {
             // A record this large may have made the file longer in a hurry. The small ones behind it shall not
             // pay for that: what they will use is written now, under the flush that is due anyway.
             let ahead = self.state_mut().space.unwritten_ahead(&plan.behind);
@@ -412,7 +416,7 @@ impl Store {
                 self.disk.write_and_sync(Purpose::Record, &writes, since)?;
                 writes.clear();
             }
-            writes.push(WriteRequest { offset: commit.at.offset(), parts: header });
+            writes.push(WriteRequest { offset: commit.at.offset(), parts: both });
         }
         self.disk.write_and_sync(Purpose::Record, &writes, since)?;
         Ok((plan, if has_commit { 2 } else { 1 }))
@@ -434,6 +438,11 @@ impl Store {
     }
 }
 
+/// About how many blocks a record takes.
+pub(crate) fn record_blocks(images: usize, entries: usize) -> u64 {
+    images as u64 + entries.div_ceil(CHUNK_ENTRIES) as u64 * RECORD_FIXED_BLOCKS
+}
+
 pub(crate) fn replay_cost(chunk: &Chunk) -> u64 {
     chunk.blocks().min(CHUNK_REPLAY_BLOCKS)
 }
@@ -447,11 +456,11 @@ fn plan(state: &mut State, asked: &[Asked], to_the_last: bool) -> Result<Plan, N
         (false, _) => COLD_RESERVE,
     };
     let mut plan = Plan::at(state, reserve);
-    let most = state.space.layout().chunk_blocks() as usize;
+    let most = state.space.layout().record_images() as usize;
     let asking = asked.iter().enumerate().filter(|(_, asked)| !asked.entries.is_empty());
     for (group, (batch, asked)) in asking.enumerate() {
         plan.behind.sequence += 1;
-        let end = if asked.entries.len() < most { End::Last } else { End::Commit };
+        let end = if asked.entries.len() <= most { End::Last } else { End::Commit };
         let head = Head { batch, association: asked.association, group: group as u32, ordinal: 0 };
         plan_record(state, &mut plan, &head, (&asked.entries, 0), end)?;
     }
@@ -488,11 +497,12 @@ pub(crate) fn plan_record(
     end: End,
 ) -> Result<(), NoSegment> {
     let layout = state.space.layout();
-    let most = layout.chunk_blocks();
+    let most = layout.record_blocks();
     let mut rest = entries;
     let mut ordinal = head.ordinal;
     while !rest.is_empty() {
-        let room = (layout.room(plan.behind.place).min(most) - 1) as usize;
+        // There is always room for the header and its twin, and so for entries without images.
+        let room = (layout.room(plan.behind.place).min(most) - RECORD_FIXED_BLOCKS) as usize;
         let mut images = 0;
         let mut count = 0;
         for (entry, _) in rest.iter().take(CHUNK_ENTRIES) {
@@ -547,6 +557,7 @@ fn push_chunk(
         association: head.association,
         group: head.group,
         last,
+        twin: true,
         previous: 0,
         next_segment: behind.next_segment,
         time: behind.time,

@@ -316,6 +316,7 @@ fn format_medium(
             },
             quota: options.quota.unwrap_or_default(),
             space_percent: options.space_percent.unwrap_or_default(),
+            twins: true,
             ..Root::default()
         };
         put(block, &root.encode(superblock.store_id, slot));

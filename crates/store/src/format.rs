@@ -36,7 +36,10 @@ const ROOT_VERSION_LOST: u32 = 4;
 /// Of a store with settings. It says with flags what the numbers of the former say, and has more room before its
 /// extents. A reader that knows only those would forget the settings.
 const ROOT_VERSION_SETTINGS: u32 = 5;
-pub(crate) const ROOT_VERSION_NEWEST: u32 = ROOT_VERSION_SETTINGS;
+/// As the fifth, of a store in whose chain each chunk has a twin of its header: there is more room between headers than a
+/// reader that knows only the former would skip. What is begun now is of this version.
+const ROOT_VERSION_TWINS: u32 = 6;
+pub(crate) const ROOT_VERSION_NEWEST: u32 = ROOT_VERSION_TWINS;
 
 /// Flags of a root with settings: [`Root::groups`], [`Root::lost`].
 const ROOT_GROUPS: u32 = 1;
@@ -45,6 +48,7 @@ const ROOT_LOST: u32 = 2;
 const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"STEADLOG");
 const ROOT_MAGIC: u64 = u64::from_le_bytes(*b"STEADRUT");
 const CHUNK_MAGIC: u64 = u64::from_le_bytes(*b"STEADCHK");
+const TWIN_MAGIC: u64 = u64::from_le_bytes(*b"STEADTWN");
 
 /// Where a superblock's or a root's checksum lies: the end of the block.
 const SEAL: usize = BLOCK - 8;
@@ -53,6 +57,9 @@ const SEAL: usize = BLOCK - 8;
 const CHUNK_FIXED: usize = 128;
 const CHUNK_CHECKSUM: usize = 120;
 const ENTRY_BYTES: usize = 16;
+
+/// Blocks of a chunk that is a part of the record chain, beside its payload: the header and its twin.
+pub(crate) const RECORD_FIXED_BLOCKS: u64 = 2;
 
 /// Most entries, and so most payload blocks, of one chunk.
 pub(crate) const CHUNK_ENTRIES: usize = (BLOCK - CHUNK_FIXED) / ENTRY_BYTES;
@@ -420,6 +427,8 @@ pub(crate) struct Root {
     pub(crate) groups: bool,
     /// Whether maps may have entries that are lost, or segments be counted as fuller than what can be reached.
     pub(crate) lost: bool,
+    /// Whether the chunks of the chain have twins of their headers.
+    pub(crate) twins: bool,
     /// What the store's file may have, in bytes; 0 if nobody has said.
     pub(crate) quota: u64,
     /// What it may have in hundredths of what is live; 0 if nobody has said.
@@ -443,6 +452,7 @@ impl Root {
         let p = &self.position;
         put(&mut block, 0, &ROOT_MAGIC.to_le_bytes());
         let version = match self {
+            Root { twins: true, .. } => ROOT_VERSION_TWINS,
             root if root.has_settings() => ROOT_VERSION_SETTINGS,
             Root { lost: true, .. } => ROOT_VERSION_LOST,
             Root { groups: true, .. } => ROOT_VERSION_GROUPS,
@@ -466,7 +476,7 @@ impl Root {
         put(&mut block, 112, &self.versions.to_le_bytes());
         put(&mut block, 120, &self.pinned.to_le_bytes());
         let mut fixed = ROOT_FIXED;
-        if version == ROOT_VERSION_SETTINGS {
+        if version >= ROOT_VERSION_SETTINGS {
             fixed = ROOT_FIXED_SETTINGS;
             let flag = |is: bool, flag: u32| if is { flag } else { 0 };
             let flags = flag(self.groups, ROOT_GROUPS) | flag(self.lost, ROOT_LOST);
@@ -523,7 +533,7 @@ impl Root {
         if version > ROOT_VERSION_NEWEST {
             return None;
         }
-        let has_settings = version == ROOT_VERSION_SETTINGS;
+        let has_settings = version >= ROOT_VERSION_SETTINGS;
         let fixed = if has_settings { ROOT_FIXED_SETTINGS } else { ROOT_FIXED };
         let flag = |number: u32, flag| {
             if has_settings { get_u32(block, 116) & flag != 0 } else { version >= number }
@@ -566,6 +576,7 @@ impl Root {
             pinned: get_u64(block, 120),
             groups: flag(ROOT_VERSION_GROUPS, ROOT_GROUPS),
             lost: flag(ROOT_VERSION_LOST, ROOT_LOST),
+            twins: version >= ROOT_VERSION_TWINS,
             quota: if has_settings { get_u64(block, 136) } else { 0 },
             space_percent: setting(144),
             quotas: setting(132),
@@ -616,6 +627,8 @@ pub(crate) enum ChunkKind {
 
 /// Set on the last chunk of a stabilisation that has no commit chunk: recovery then reads the payload.
 const FLAG_LAST: u8 = 1;
+/// Set on a chunk that has a twin of its header.
+const FLAG_TWIN: u8 = 2;
 
 /// The header block of a chunk.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -632,6 +645,8 @@ pub(crate) struct Chunk {
     pub(crate) group: u32,
     /// Whether the stabilisation ends with this record chunk, without a commit chunk.
     pub(crate) last: bool,
+    /// Whether the header stands once more behind the payload.
+    pub(crate) twin: bool,
     /// Checksum of the header before it in the chain.
     pub(crate) previous: u64,
     pub(crate) next_segment: Place,
@@ -660,7 +675,8 @@ impl Chunk {
             ChunkKind::Commit => 2,
             ChunkKind::Cold => 3,
         };
-        block[57] = if self.last { FLAG_LAST } else { 0 };
+        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+        block[57] = flag(self.last, FLAG_LAST) | flag(self.twin, FLAG_TWIN);
         put(block, 58, &(self.entries.len() as u16).to_le_bytes());
         put(block, 60, &(self.payload_blocks() as u16).to_le_bytes());
         put(block, 64, &self.previous.to_le_bytes());
@@ -677,12 +693,41 @@ impl Chunk {
         Chunk::seal(block)
     }
 
-    /// Puts in the checksum of a header, and returns it.
+    /// Puts in the checksum of a header, or of a twin of one, and returns it.
     pub(crate) fn seal(block: &mut [u8]) -> u64 {
-        put(block, CHUNK_CHECKSUM, &0u64.to_le_bytes());
-        let checksum = xxh3_64_with_seed(block, CHUNK_MAGIC);
+        let checksum = Chunk::checksum(block);
         put(block, CHUNK_CHECKSUM, &checksum.to_le_bytes());
         checksum
+    }
+
+    /// The checksum that a header or a twin should have.
+    fn checksum(block: &[u8]) -> u64 {
+        let mut bare = [0; BLOCK];
+        bare.copy_from_slice(block);
+        put(&mut bare, CHUNK_CHECKSUM, &0u64.to_le_bytes());
+        xxh3_64_with_seed(&bare, get_u64(block, 0))
+    }
+
+    /// Writes the twin of a header into `block`.
+    pub(crate) fn encode_twin(header: &[u8], block: &mut [u8]) {
+        block.copy_from_slice(header);
+        put(block, 0, &TWIN_MAGIC.to_le_bytes());
+        Chunk::seal(block);
+    }
+
+    /// The header of which the block is the twin, and that header's checksum; `None` if the block is no whole twin of one
+    /// of this store. It stands [`Chunk::blocks`] less one behind its header.
+    pub(crate) fn decode_twin(block: &[u8], store_id: u128) -> Option<(Self, u64)> {
+        let sealed = get_u64(block, CHUNK_CHECKSUM) == Chunk::checksum(block)
+            || planted::is(Bug::TwinUnchecked);
+        if get_u64(block, 0) != TWIN_MAGIC || !sealed {
+            return None;
+        }
+        let mut header = [0; BLOCK];
+        header.copy_from_slice(block);
+        put(&mut header, 0, &CHUNK_MAGIC.to_le_bytes());
+        Chunk::seal(&mut header);
+        Chunk::decode(&header, store_id).filter(|(chunk, _)| chunk.twin)
     }
 
     /// The header and its checksum; `None` if the block is not a whole header of this store.
@@ -691,10 +736,7 @@ impl Chunk {
             return None;
         }
         let checksum = get_u64(block, CHUNK_CHECKSUM);
-        let mut bare = [0; BLOCK];
-        bare.copy_from_slice(block);
-        put(&mut bare, CHUNK_CHECKSUM, &0u64.to_le_bytes());
-        if checksum != xxh3_64_with_seed(&bare, CHUNK_MAGIC) {
+        if checksum != Chunk::checksum(block) {
             return None;
         }
         let count = usize::from(get_u16(block, 58));
@@ -716,6 +758,7 @@ impl Chunk {
             association: get_u32(block, 52),
             group: get_u32(block, 112),
             last: block[57] & FLAG_LAST != 0,
+            twin: block[57] & FLAG_TWIN != 0,
             previous: get_u64(block, 64),
             next_segment: Place(get_u64(block, 72)),
             time: get_u64(block, 88),
@@ -754,9 +797,14 @@ impl Chunk {
         self.entries.iter().filter(|(entry, _)| entry.has_payload()).count()
     }
 
-    /// Blocks of the chunk, its header included.
+    /// Blocks of the chunk, its header and that header's twin included.
     pub(crate) fn blocks(&self) -> u64 {
-        1 + self.payload_blocks() as u64
+        1 + self.payload_blocks() as u64 + u64::from(self.twin)
+    }
+
+    /// The header of the chunk of so many blocks of which this is the last one, and its checksum.
+    pub(crate) fn by_twin(block: &[u8], store_id: u128, blocks: u64) -> Option<(Self, u64)> {
+        Chunk::decode_twin(block, store_id).filter(|(chunk, _)| chunk.blocks() == blocks)
     }
 
     /// The entries with the place of each one's payload block, the header lying at `at`; without payload,
@@ -811,6 +859,7 @@ mod tests {
             association: 0,
             group: 0,
             last: true,
+            twin: false,
             previous: 0xFEED,
             next_segment: Place(1040),
             time: 1_700_000_000_000_000_001,
@@ -889,6 +938,7 @@ mod tests {
                 pinned: table_len as u64,
                 groups: table_len == 1,
                 lost: table_len == 1,
+                twins: table_len > 1,
                 quota: [0, 1 << 30][table_len % 2],
                 space_percent: [0, 300][table_len % 2],
                 quotas: [0, 7][table_len % 2],
@@ -912,6 +962,16 @@ mod tests {
             assert_eq!(Chunk::decode(&block, 1), Some((chunk, seal)));
             assert_eq!(Chunk::decode(&block, 2), None);
         }
+        let twins = Chunk { twin: true, ..chunk() };
+        let seal = twins.encode(1, &mut block);
+        assert_eq!((twins.blocks(), chunk().blocks()), (3, 2));
+        let mut twin = vec![0xEE; BLOCK];
+        Chunk::encode_twin(&block, &mut twin);
+        assert_eq!(Chunk::decode_twin(&twin, 1), Some((twins.clone(), seal)));
+        assert_eq!(Chunk::by_twin(&twin, 1, 3), Some((twins, seal)));
+        assert_eq!(Chunk::by_twin(&twin, 1, 2), None);
+        assert_eq!((Chunk::decode_twin(&twin, 2), Chunk::decode(&twin, 1)), (None, None));
+        assert_eq!(Chunk::decode_twin(&block, 1), None, "a header is no twin");
         let mut block = [7; BLOCK];
         let chunk = Chunk { association: 0x0102, group: 4, ..chunk() };
         chunk.encode(1, &mut block);
@@ -928,7 +988,9 @@ mod tests {
         let superblock = superblock().encode();
         let root = root.encode(store_id, 0);
         let mut header = vec![0; BLOCK];
-        chunk().encode(store_id, &mut header);
+        Chunk { twin: true, ..chunk() }.encode(store_id, &mut header);
+        let mut twin = vec![0; BLOCK];
+        Chunk::encode_twin(&header, &mut twin);
         for at in 0..BLOCK {
             let flip = |block: &[u8]| {
                 let mut block = block.to_vec();
@@ -938,6 +1000,7 @@ mod tests {
             assert!(Superblock::decode(&flip(&superblock)).is_err());
             assert_eq!(Root::decode(&flip(&root), store_id, 0), None);
             assert_eq!(Chunk::decode(&flip(&header), store_id), None);
+            assert_eq!(Chunk::decode_twin(&flip(&twin), store_id), None);
         }
     }
 

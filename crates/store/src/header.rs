@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use stead_model::{PageId, PageNo};
@@ -12,7 +13,8 @@ use crate::aligned::AlignedBuf;
 use crate::cold::extent_checksum;
 use crate::error::{Damage, ReadError};
 use crate::format::{
-    BLOCK, Chunk, Entry, Extent, Located, NodeId, Place, ROOTS, Root, SUPERBLOCKS, Superblock,
+    BLOCK, Chunk, Entry, Extent, Located, NodeId, Place, RECORD_FIXED_BLOCKS, ROOTS, Root,
+    SUPERBLOCKS, Superblock,
 };
 use crate::planted::{self, Bug};
 use crate::read::Found;
@@ -107,18 +109,22 @@ impl Store {
         }
     }
 
-    /// The headers that a recovery from this root would read; one from the newest root begins with that serial.
+    /// The headers, and their twins, that a recovery from this root would read; one from the newest root begins with that
+    /// serial.
     fn check_chain(&self, root: &Root, newest: u64, damages: &mut Vec<Damage>) {
         let end = self.state().position.serial;
         let mut place = root.position.place;
-        let mut block = vec![0; BLOCK];
+        // Found by one of the two, and not yet by a later chunk to have been flushed, with its stabilisation.
+        let mut halves: Vec<(u64, Damage)> = Vec::new();
         for serial in root.position.serial..end {
-            if let Err(error) = self.disk.read_from_disk(place.offset(), &mut block) {
-                damages.push(Damage::of(None, error));
-                return;
-            }
-            let chunk = Chunk::decode(&block, self.header.store_id);
-            let Some((chunk, _)) = chunk.filter(|(chunk, _)| chunk.serial == serial) else {
+            let (header, twin) = match self.header_and_twin(place, serial) {
+                Ok(found) => found,
+                Err(error) => {
+                    damages.push(Damage::of(None, error));
+                    break;
+                }
+            };
+            let Some(chunk) = header.as_ref().or(twin.as_ref()) else {
                 let what = if serial < newest {
                     "a header of the record chain does not have the checksum it was written with; only the older root \
                      needs it, for the case that the newer one is lost, and the next checkpoints let go of it"
@@ -127,10 +133,52 @@ impl Store {
                      could not be opened: the next checkpoints, as when it is closed, make it unneeded"
                 };
                 damages.push(Damage::new(place.offset(), what));
-                return;
+                break;
             };
+            let flushed = halves.extract_if(.., |(sequence, _)| *sequence <= chunk.proves());
+            damages.extend(flushed.map(|(_, damage)| damage));
+            if header.is_none() {
+                let what = "a header of the record chain does not have the checksum it was written with; its copy at the end \
+                            of the chunk is used instead, and the next checkpoints let go of it";
+                halves.push((chunk.sequence, Damage::new(place.offset(), what)));
+            } else if chunk.twin && twin.is_none() {
+                let what = "the copy of a header of the record chain does not have the checksum it was written with; the \
+                            header itself is whole, and the next checkpoints let go of it";
+                let at = place.plus(chunk.blocks() - 1);
+                halves.push((chunk.sequence, Damage::new(at.offset(), what)));
+            }
             (place, _) = self.layout().behind(place, chunk.blocks(), chunk.next_segment);
         }
+        // The last stabilisations, if it was not this process that made them, may never have been flushed: what is not
+        // there has not been lost.
+        if !self.is_read_only() && !self.needs_epoch.load(Ordering::SeqCst) {
+            damages.extend(halves.into_iter().map(|(_, damage)| damage));
+        }
+    }
+
+    /// Chunk `serial` of the record chain, which begins at `place`, by its header and by the twin of that.
+    fn header_and_twin(
+        &self,
+        place: Place,
+        serial: u64,
+    ) -> Result<(Option<Chunk>, Option<Chunk>), ReadError> {
+        let mut block = vec![0; BLOCK];
+        let id = self.header.store_id;
+        let is_it = |(chunk, _): (Chunk, u64)| (chunk.serial == serial).then_some(chunk);
+        self.disk.read_from_disk(place.offset(), &mut block)?;
+        let header = Chunk::decode(&block, id).and_then(is_it);
+        let room = self.layout().record_blocks().min(self.layout().room(place));
+        let blocks = match &header {
+            Some(chunk) => chunk.blocks()..=chunk.blocks(),
+            None => RECORD_FIXED_BLOCKS..=room,
+        };
+        for blocks in blocks {
+            self.disk.read_from_disk(place.plus(blocks - 1).offset(), &mut block)?;
+            if let Some(twin) = Chunk::by_twin(&block, id, blocks).and_then(is_it) {
+                return Ok((header, Some(twin)));
+            }
+        }
+        Ok((header, None))
     }
 
     /// Reads what the older root's map refers to and has not been seen, and checks it, `pace` being told how many blocks

@@ -22,6 +22,8 @@ pub enum Bug {
     RetriedFlush,
     /// A new epoch is begun behind one new root; the other stays as it was.
     OneRoot,
+    /// The first superblock that is whole is believed, though no root belongs to it.
+    OneSuperblock,
     /// Two roots that are written one behind the other name one table.
     OneTable,
     /// Whoever shares another's flush is told so before it has come to pass.
@@ -32,6 +34,12 @@ pub enum Bug {
     CutTooEarly,
     /// The first unreadable chunk is taken for the end of the log.
     BlindTail,
+    /// The twin of a header is believed whatever its checksum.
+    TwinUnchecked,
+    /// The twin of any header is believed, whichever chunk of the chain it belongs to.
+    TwinOfAnother,
+    /// What could be read by its twin is taken for unreadable.
+    TwinIgnored,
     /// After opening by the older root, the other one stays as it was while what it refers to is written over.
     UnusableRootKept,
     /// Restoring does not look at the checksums of a backup.

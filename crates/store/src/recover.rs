@@ -19,8 +19,8 @@ use crate::disk::{Disk, Purpose};
 use crate::error::{Damage, OpenError, ReadError};
 use crate::format::{
     BLOCK, BadSuperblock, Chunk, ChunkKind, Entry, FORMAT_VERSION, HEADER_BLOCKS, Located,
-    LogPosition, Place, ROOT_VERSION_NEWEST, ROOTS, Root, SUPERBLOCKS, Sealer, Superblock,
-    TABLE_CONTAINER_BYTES, TABLE_QUOTA_BYTES, TABLE_SEGMENT_BYTES, get_u32, get_u64,
+    LogPosition, Place, RECORD_FIXED_BLOCKS, ROOT_VERSION_NEWEST, ROOTS, Root, SUPERBLOCKS, Sealer,
+    Superblock, TABLE_CONTAINER_BYTES, TABLE_QUOTA_BYTES, TABLE_SEGMENT_BYTES, get_u32, get_u64,
 };
 use crate::group::Queue;
 use crate::keep::Keeper;
@@ -56,6 +56,8 @@ pub struct OpenReport {
     pub records_replayed: u64,
     /// Chunks that they consist of.
     pub chunks_replayed: u64,
+    /// Of these, how many have a damaged header, or one that a crash cut off, and were found by its copy.
+    pub found_by_copy: u64,
     /// Bytes read in all.
     pub bytes_read: u64,
     /// Whether one root could not be used: a crash while it was written, or damage. Nothing is lost by it.
@@ -151,7 +153,17 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
     let mut header = vec![0; header_len];
     medium.read(0, &mut header).map_err(|source| io_error("reading", source))?;
     let block = |index: u64| &header[index as usize * BLOCK..(index as usize + 1) * BLOCK];
-    let superblock = decode_superblock(SUPERBLOCKS.map(block), path)?;
+    let superblocks = decode_superblocks(SUPERBLOCKS.map(block), path)?;
+    let roots_of = |superblock: &Superblock| -> Vec<(usize, Root)> {
+        let id = superblock.store_id;
+        (0..2)
+            .filter_map(|slot| Some((slot, Root::decode_astray(block(ROOTS[slot]), id, slot)?)))
+            .collect()
+    };
+    // One may be another store's.
+    let its_own = superblocks.iter().find(|superblock| !roots_of(superblock).is_empty());
+    let its_own = its_own.filter(|_| !planted::is(Bug::OneSuperblock));
+    let superblock = *its_own.unwrap_or(&superblocks[0]);
     let store_id = superblock.store_id;
 
     let disk = Disk::new(Arc::clone(&medium), Sealer::new(store_id));
@@ -159,9 +171,7 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
     let segments = layout.segments_in(len);
 
     // The newest root whose table can be read as well; the older one leads to the same state.
-    let mut roots: Vec<(usize, Root)> = (0..2)
-        .filter_map(|slot| Some((slot, Root::decode_astray(block(ROOTS[slot]), store_id, slot)?)))
-        .collect();
+    let mut roots = roots_of(&superblock);
     roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.generation));
     let versions = (0..2).filter_map(|slot| Root::version(block(ROOTS[slot]), store_id, slot));
     if let Some(found) = versions.max().filter(|&version| version > ROOT_VERSION_NEWEST) {
@@ -201,9 +211,8 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
     let fell_back = roots.len() < 2 || root.generation != newest.generation;
     let mut replay =
         Replay::new(&disk, layout, store_id, space, root.position, hold.reading().is_some());
-    replay.settings = settings;
     let written_before = root.written.before(root.position.sequence);
-    replay.written = written_before;
+    (replay.settings, replay.twins, replay.written) = (settings, root.twins, written_before);
     replay.run().map_err(read_error)?;
     if replay.position.sequence < newest.position.sequence {
         let offset = replay.position.place.offset();
@@ -307,11 +316,13 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
     Ok(Opening::Done(Box::new((store, report))))
 }
 
-fn decode_superblock(blocks: [&[u8]; 2], path: &Path) -> Result<Superblock, OpenError> {
+/// The superblock and its copy, as far as they are whole; one of them at the least.
+fn decode_superblocks(blocks: [&[u8]; 2], path: &Path) -> Result<Vec<Superblock>, OpenError> {
     let path = path.to_path_buf();
     let decoded = blocks.map(Superblock::decode);
-    if let Some(superblock) = decoded.iter().find_map(|decoded| decoded.ok()) {
-        return Ok(superblock);
+    let whole: Vec<Superblock> = decoded.iter().filter_map(|decoded| decoded.ok()).collect();
+    if !whole.is_empty() {
+        return Ok(whole);
     }
     // The most telling reason of the two.
     let reasons = decoded.map(|decoded| decoded.expect_err("none was read"));
@@ -446,6 +457,8 @@ struct Replay<'a> {
     window: Window,
     /// Whether the owner may be writing at the chain's end.
     live: bool,
+    /// Whether chunks have twins of their headers.
+    twins: bool,
     /// Behind the last record that counts.
     position: LogPosition,
     layer: Layer,
@@ -478,6 +491,7 @@ impl<'a> Replay<'a> {
                 scanning: false,
             },
             live,
+            twins: false,
             position,
             layer: Layer::default(),
             space,
@@ -590,15 +604,54 @@ impl<'a> Replay<'a> {
         cursor: &LogPosition,
         ordinal: usize,
     ) -> Result<Option<(Chunk, u64)>, ReadError> {
-        let Some((chunk, checksum)) = self.header_at(cursor.place)? else { return Ok(None) };
-        let is_next = self.is_in_chain(&chunk)
+        if let Some((chunk, checksum)) = self.header_at(cursor.place)?
+            && self.continues(cursor, ordinal, &chunk)
+        {
+            return Ok(Some((chunk, checksum)));
+        }
+        self.next_by_twin(cursor, ordinal)
+    }
+
+    /// The same by the twin of its header: that itself is damaged, or a crash has kept only the other.
+    fn next_by_twin(
+        &mut self,
+        cursor: &LogPosition,
+        ordinal: usize,
+    ) -> Result<Option<(Chunk, u64)>, ReadError> {
+        if !self.twins || !self.has(cursor.place) || planted::is(Bug::TwinIgnored) {
+            return Ok(None);
+        }
+        let room = self.layout.room(cursor.place);
+        let segment_end = cursor.place.plus(room);
+        self.window.scanning = true;
+        let mut found = None;
+        for blocks in RECORD_FIXED_BLOCKS..=self.layout.record_blocks().min(room) {
+            let place = cursor.place.plus(blocks - 1);
+            let block = self.window.block(self.disk, place, segment_end)?;
+            let twin = Chunk::by_twin(block, self.store_id, blocks);
+            // With the bug, one other: more might lead in circles.
+            let another = planted::is(Bug::TwinOfAnother) && self.report.found_by_copy == 0;
+            found = twin.filter(|(chunk, _)| {
+                self.continues(cursor, ordinal, chunk) || another && self.is_in_chain(chunk)
+            });
+            if found.is_some() {
+                self.report.found_by_copy += 1;
+                break;
+            }
+        }
+        self.window.scanning = false;
+        Ok(found)
+    }
+
+    /// Whether a chunk at the cursor is the chain's next.
+    fn continues(&mut self, cursor: &LogPosition, ordinal: usize, chunk: &Chunk) -> bool {
+        self.is_in_chain(chunk)
             && chunk.serial == cursor.serial
             && chunk.previous == cursor.chain
             && chunk.sequence == cursor.sequence + 1
             && chunk.ordinal as usize == ordinal
             && chunk.blocks() <= self.layout.room(cursor.place)
-            && self.has(chunk.next_segment);
-        Ok(is_next.then_some((chunk, checksum)))
+            && self.has(chunk.next_segment)
     }
 
     /// Whether what lies at the cursor seems to have been meant as the chain's next chunk.
@@ -681,11 +734,11 @@ impl<'a> Replay<'a> {
                 match self.onward(place, seen, under_way)? {
                     Onward::Later(chunk) => return Ok(Some((place, chunk))),
                     // Of the one under way, some chunks have come through.
-                    Onward::UnderWay(chunk) => {
+                    Onward::UnderWay(at, chunk) => {
                         seen = chunk.serial;
                         left = LOOK_ONWARD;
                         (place, next_segment) =
-                            self.layout.behind(place, chunk.blocks(), chunk.next_segment);
+                            self.layout.behind(at, chunk.blocks(), chunk.next_segment);
                     }
                     Onward::Nothing if self.layout.room(place) > 1 => place = place.plus(1),
                     Onward::Nothing => (place, next_segment) = (next_segment, Place::NONE),
@@ -713,7 +766,7 @@ impl<'a> Replay<'a> {
 
     /// What the block at `place` says of the chain behind chunk `behind`.
     fn onward(&mut self, place: Place, behind: u64, under_way: u64) -> Result<Onward, ReadError> {
-        let Some((chunk, _)) = self.header_at(place)? else { return Ok(Onward::Nothing) };
+        let Some((at, chunk)) = self.chunk_of(place)? else { return Ok(Onward::Nothing) };
         if !self.is_in_chain(&chunk) || chunk.serial <= behind {
             return Ok(Onward::Nothing);
         }
@@ -721,7 +774,22 @@ impl<'a> Replay<'a> {
             return Ok(Onward::Later(chunk));
         }
         self.report.unfinished = Some(under_way);
-        Ok(Onward::UnderWay(chunk))
+        Ok(Onward::UnderWay(at, chunk))
+    }
+
+    /// The chunk of which the block at `place` is the header or its twin, and where it begins.
+    fn chunk_of(&mut self, place: Place) -> Result<Option<(Place, Chunk)>, ReadError> {
+        if let Some((chunk, _)) = self.header_at(place)? {
+            return Ok(Some((place, chunk)));
+        }
+        if !self.twins {
+            return Ok(None);
+        }
+        let segment_end = place.plus(self.layout.room(place));
+        let block = self.window.block(self.disk, place, segment_end)?;
+        let Some((chunk, _)) = Chunk::decode_twin(block, self.store_id) else { return Ok(None) };
+        let begins = place.0.checked_sub(chunk.blocks() - 1).map(Place);
+        Ok(begins.filter(|&at| self.space.has(at)).map(|at| (at, chunk)))
     }
 }
 
@@ -729,8 +797,8 @@ impl<'a> Replay<'a> {
 enum Onward {
     /// A chunk that could only have been written after what is missing had been acknowledged.
     Later(Chunk),
-    /// A chunk of the stabilisation that is not complete.
-    UnderWay(Chunk),
+    /// A chunk of the stabilisation that is not complete, and where it begins.
+    UnderWay(Place, Chunk),
     Nothing,
 }
 

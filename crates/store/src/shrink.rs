@@ -89,7 +89,9 @@ impl Store {
             return self.move_gathered(keeper).map(Shrunk::Step);
         }
         let no_room = tail.victim.is_some();
-        let waiting = tail.waiting || no_room && self.state().space.coming_segments() > 0;
+        // What has been stored since the last root may let go of much.
+        let coming = self.state().space.coming_segments() > 0 || self.state().replay_blocks > 0;
+        let waiting = tail.waiting || no_room && coming;
         if tail.stuck || no_room && !waiting || keeper.roots_in_vain >= ROOTS_IN_VAIN {
             return Ok(self.rest(keeper));
         }

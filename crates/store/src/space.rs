@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
-use crate::format::{BLOCK, CHUNK_ENTRIES, HEADER_BLOCKS, LogPosition, Place};
+use crate::format::{BLOCK, CHUNK_ENTRIES, HEADER_BLOCKS, LogPosition, Place, RECORD_FIXED_BLOCKS};
 use crate::planted::{self, Bug};
 
 /// Sizes that a segment may have, in blocks.
@@ -151,10 +151,20 @@ impl Layout {
         self.segment_blocks - (place.0 - HEADER_BLOCKS) % self.segment_blocks
     }
 
-    /// Most blocks of one chunk: at least two chunks go into a segment, so that behind a chunk that cannot be
-    /// read there is one to be found.
+    /// Most blocks of one chunk of a cold stream: at least two chunks go into a segment, so that behind a chunk that
+    /// cannot be read there is one to be found.
     pub(crate) fn chunk_blocks(self) -> u64 {
         (1 + CHUNK_ENTRIES as u64).min(self.segment_blocks / 2)
+    }
+
+    /// The same of one of the record chain.
+    pub(crate) fn record_blocks(self) -> u64 {
+        (RECORD_FIXED_BLOCKS + CHUNK_ENTRIES as u64).min(self.segment_blocks / 2)
+    }
+
+    /// Most images in one chunk of the record chain.
+    pub(crate) fn record_images(self) -> u64 {
+        self.record_blocks() - RECORD_FIXED_BLOCKS
     }
 
     /// Where the chain goes on behind a chunk at `place`: in place if two blocks fit there, else in the next
@@ -808,6 +818,8 @@ mod tests {
         assert_eq!(layout.behind(Place(16), 16, Place(48)), (Place(48), Place::NONE));
         assert_eq!(layout.chunk_blocks(), 8);
         assert_eq!(Layout { segment_blocks: 1024 }.chunk_blocks(), 249);
+        assert_eq!((layout.record_blocks(), layout.record_images()), (8, 6));
+        assert_eq!(Layout { segment_blocks: 1024 }.record_blocks(), 250);
     }
 
     #[test]

@@ -246,7 +246,7 @@ impl Store {
     /// An empty batch for [`Store::commit`] of this store.
     #[must_use]
     pub fn batch(&self) -> Batch {
-        Batch::new(self.disk.sealer(), self.layout().chunk_blocks() as usize - 1)
+        Batch::new(self.disk.sealer(), self.layout().record_images() as usize)
     }
 
     /// How the store stands.

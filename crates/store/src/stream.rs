@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::aligned::AlignedBuf;
 use crate::batch::{Batch, Given};
-use crate::commit::{Committed, End, Head, Plan, Writer, plan_record};
+use crate::commit::{Committed, End, Head, Plan, Writer, plan_record, record_blocks};
 use crate::disk::{Failures, UnderWay};
 use crate::error::{CommitError, again};
-use crate::format::{BLOCK, CHUNK_ENTRIES, Entry};
+use crate::format::{BLOCK, Chunk, Entry, RECORD_FIXED_BLOCKS};
 use crate::group::Lead;
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
@@ -83,7 +83,8 @@ impl Ledger {
 pub struct Ahead {
     medium: Arc<dyn Medium>,
     offset: u64,
-    header: AlignedBuf,
+    /// The header and its twin.
+    headers: AlignedBuf,
     images: Option<Arc<AlignedBuf>>,
     /// Which bytes of the images.
     from: usize,
@@ -99,7 +100,7 @@ impl Ahead {
     pub fn run(aheads: &mut Vec<Ahead>) {
         let adjacent = |a: &Ahead, b: &Ahead| a.offset + a.bytes() as u64 == b.offset;
         for group in aheads.chunk_by_mut(adjacent) {
-            for some in group.chunks_mut(PARTS_AT_ONCE / 2) {
+            for some in group.chunks_mut(PARTS_AT_ONCE / 3) {
                 let parts: Vec<IoSlice<'_>> = some.iter().flat_map(Ahead::parts).collect();
                 let written = some[0].medium.write(some[0].offset, &parts);
                 drop(parts);
@@ -115,12 +116,13 @@ impl Ahead {
     }
 
     fn bytes(&self) -> usize {
-        BLOCK + self.to - self.from
+        2 * BLOCK + self.to - self.from
     }
 
-    fn parts(&self) -> [IoSlice<'_>; 2] {
+    fn parts(&self) -> [IoSlice<'_>; 3] {
         let images = self.images.as_ref().expect("held until this is dropped").as_slice();
-        [IoSlice::new(self.header.as_slice()), IoSlice::new(&images[self.from..self.to])]
+        let (header, twin) = self.headers.as_slice().split_at(BLOCK);
+        [header, &images[self.from..self.to], twin].map(IoSlice::new)
     }
 }
 
@@ -149,7 +151,7 @@ impl Store {
     /// Other stabilisations wait until it has ended. A page that the batch is given a second time may be written
     /// twice.
     pub fn stream(&self, batch: &Batch, page_count: u64) -> Option<Stream<'_>> {
-        let large = page_count >= 2 * self.layout().chunk_blocks();
+        let large = page_count >= 2 * self.layout().record_blocks();
         if self.is_read_only() || !large || batch.dropped().next().is_some() {
             return None;
         }
@@ -159,7 +161,7 @@ impl Store {
             // It may be again, and would have been written in vain.
             return None;
         }
-        let blocks = page_count + page_count.div_ceil(CHUNK_ENTRIES as u64);
+        let blocks = record_blocks(page_count as usize, page_count as usize);
         // What finds no room yet is written at the end, and upkeep may make some until then.
         let has_room = matches!(self.grow_for(blocks), Ok(None));
         if writer.epoch != Some(self.disk.failures()) {
@@ -231,18 +233,19 @@ impl Stream<'_> {
         let store = self.store;
         let mut aheads = Vec::with_capacity(count);
         for planned in &mut self.plan.chunks[first..] {
-            let mut header = AlignedBuf::zeroed(BLOCK);
+            let mut headers = AlignedBuf::zeroed(2 * BLOCK);
+            let (header, twin) = headers.as_mut_slice().split_at_mut(BLOCK);
             planned.chunk.previous = self.plan.behind.chain;
-            self.plan.behind.chain =
-                planned.chunk.encode(store.header.store_id, header.as_mut_slice());
+            self.plan.behind.chain = planned.chunk.encode(store.header.store_id, header);
+            Chunk::encode_twin(header, twin);
             let from = planned.first_image * BLOCK;
             let to = from + planned.images * BLOCK;
-            store.disk.count_ahead((BLOCK + to - from) as u64);
+            store.disk.count_ahead((2 * BLOCK + to - from) as u64);
             self.ledger.state().count += 1;
             aheads.push(Ahead {
                 medium: store.disk.medium(),
                 offset: planned.at.offset(),
-                header,
+                headers,
                 images: Some(Arc::clone(&given.bytes)),
                 from,
                 to,
@@ -291,10 +294,11 @@ impl Stream<'_> {
         let heavy = !self.plan.chunks.is_empty() || store.is_heavy(entries.len());
         let end = if heavy { End::Commit } else { End::Last };
         let grown_before = store.state().space.segments();
-        let blocks = images.len() + entries.len().div_ceil(CHUNK_ENTRIES) + 1;
+        // With the commit chunk.
+        let blocks = record_blocks(images.len(), entries.len()) + RECORD_FIXED_BLOCKS;
         // Who waits for upkeep here must not have it give way.
         self.under_way = None;
-        let no_room = store.make_room(blocks as u64).err();
+        let no_room = store.make_room(blocks).err();
         let (head, first) = (self.head(), batch.given_images());
         let given = self.plan.chunks.iter().flat_map(|planned| &planned.chunk.entries);
         let all = given.chain(&entries).map(|&(entry, _)| entry);

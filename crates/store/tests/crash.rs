@@ -166,6 +166,16 @@ fn a_log_cut_at_its_first_bad_chunk_is_found() {
 }
 
 #[test]
+fn a_copy_of_a_header_of_another_chunk_is_found() {
+    lives_until_caught(Bug::TwinOfAnother);
+}
+
+#[test]
+fn a_header_whose_copy_is_not_looked_for_is_found() {
+    lives_until_caught(Bug::TwinIgnored);
+}
+
+#[test]
 fn a_root_that_could_not_be_read_and_is_kept_is_found() {
     lives_until_caught(Bug::UnusableRootKept);
 }

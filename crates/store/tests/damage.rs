@@ -46,6 +46,14 @@ fn right_bytes_or_an_error_that_says_what_and_where() {
     outcome.unwrap_or_else(|what| panic!("{what}\nagain with STEAD_SEED={seed}"));
     eprintln!("seed {seed}: {tally:?}");
     assert!(tally.refused > 0 && tally.withheld > 0 && tally.right > 0);
+    if !all {
+        for bug in [Bug::TwinIgnored, Bug::OneSuperblock] {
+            planted::set(Some(bug));
+            let missed = some(&subject, &mut Tally::default(), seed).is_ok();
+            planted::set(None);
+            assert!(!missed, "{bug:?} is not found, seed {seed}");
+        }
+    }
 }
 
 fn some(subject: &Subject, tally: &mut Tally, seed: u64) -> Result<(), String> {
@@ -96,7 +104,7 @@ fn a_root_of_an_earlier_epoch_does_not_hide_what_was_stabilised_since() {
     let number = |at: usize| u64::from_le_bytes(now[at..at + 8].try_into().unwrap());
     let generation = |block: usize| number(block * BLOCK + 32);
     let (astray, left) = if generation(1) > generation(2) { (1, 2) } else { (2, 1) };
-    let table = number(left * BLOCK + 128) as usize * BLOCK;
+    let table = table_of(&now, left - 1).0[0] * BLOCK;
     let mut bytes = now.clone();
     bytes[astray * BLOCK..][..BLOCK].copy_from_slice(&earlier[astray * BLOCK..][..BLOCK]);
     let open = |bytes: &[u8]| Store::open_on(Arc::new(CrashMedium::with_bytes(0, bytes)));
@@ -244,6 +252,45 @@ fn one_table_for_two_roots_is_found() {
     let (store, medium) = store_in_small_segments();
     live_on(&store, 3);
     each_table_may_be_damaged(&store, &medium, "an epoch has begun");
+}
+
+/// Of a chunk in the middle of the chain the header is gone and its copy is damaged, at any byte: what cannot be proven is not
+/// believed.
+#[test]
+fn neither_of_two_headers_is_believed_without_its_checksum() {
+    let (store, medium) = store_in_small_segments();
+    let mut batch = store.batch();
+    for round in 1..=3 {
+        for page in 0..3 {
+            batch.push(PageId { container: ContainerId(1), page: PageNo(page) }, |p| p.fill(round));
+        }
+        store.commit(&mut batch).unwrap();
+    }
+    drop(store);
+    let bytes = medium.bytes();
+    let begins = |magic: &[u8]| {
+        let found = bytes.chunks(BLOCK).enumerate().filter(|(_, block)| block.starts_with(magic));
+        found.map(|(index, _)| index * BLOCK).collect::<Vec<_>>()
+    };
+    let is_record = |&at: &usize| bytes[at + 56] == 1;
+    let headers: Vec<usize> = begins(b"STEADCHK").into_iter().filter(is_record).collect();
+    let (header, twin) = (headers[1], begins(b"STEADTWN")[1]);
+    let opened_with = |at: usize| {
+        let mut bytes = bytes.clone();
+        bytes[header..][..BLOCK].fill(0);
+        bytes[twin + at] ^= 1;
+        Store::open_on(Arc::new(CrashMedium::with_bytes(0, &bytes)))
+    };
+    for at in 0..BLOCK {
+        match opened_with(at) {
+            Err(OpenError::Damaged { damage, .. }) => assert_eq!(damage.offset as usize, header),
+            opened => panic!("byte {at}: {opened:?}"),
+        }
+    }
+    planted::set(Some(Bug::TwinUnchecked));
+    let believed = (0..BLOCK).filter(|&at| opened_with(at).is_ok()).count();
+    planted::set(None);
+    assert!(believed > 0, "the bug is not there");
 }
 
 /// Files that are not there, are empty, or are something else.

@@ -103,12 +103,12 @@ fn what_is_committed_is_there_after_reopening() {
 }
 
 #[test]
-fn one_page_is_one_write_of_two_blocks_and_one_flush() {
+fn one_page_is_one_write_of_three_blocks_and_one_flush() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path(), &CreateOptions::default()).unwrap();
     maintain(&store);
     let mut batch = store.batch();
-    for (pages, bytes, flushes) in [(1, 8192, 1), (248, 249 * 4096, 1)] {
+    for (pages, bytes, flushes) in [(1, 3 * 4096, 1), (248, 250 * 4096, 1)] {
         for i in 0..pages {
             batch.push(id(1, i), |p| p.copy_from_slice(&image(i)));
         }
@@ -130,7 +130,7 @@ fn one_page_is_one_write_of_two_blocks_and_one_flush() {
     // Stored ones become zero for an entry in a header.
     batch.push(id(1, 3), |p| p.fill(0));
     let committed = store.commit(&mut batch).unwrap();
-    assert_eq!((committed.sequence, committed.bytes_written), (3, 4096));
+    assert_eq!((committed.sequence, committed.bytes_written), (3, 2 * 4096));
     assert_eq!(
         store.stored_pages(ContainerId(1)).unwrap(),
         [PageRange::new(0, 3), PageRange::new(4, 248)]

@@ -244,18 +244,39 @@ fn damage_is_named() {
     drop(store);
     heal();
 
-    // The first chunk behind the root, though a later one follows: not the end of the log.
+    // The header of a chunk behind the root, or its copy at the chunk's end: the other serves.
     let record = blocks(&log, is_header(1));
+    let twins = blocks(&log, |block| block.starts_with(b"STEADTWN"));
+    for (header, twin) in record.iter().rev().zip(twins.iter().rev()).take(2) {
+        for (damaged, by_copy) in [(header, 1), (twin, 0)] {
+            flip(&log, damaged + 300);
+            let (store, report) = Store::open(dir.path()).unwrap();
+            assert_eq!((report.last_sequence, report.found_by_copy), (3, by_copy));
+            assert_eq!((value(&store, 601).unwrap(), value(&store, 605).unwrap()), (2, 3));
+            // Of the very last one it is not known that it was ever written.
+            let found = store.verify(&mut |_| {}).unwrap().damages;
+            let is_last = header == record.last().unwrap();
+            assert_eq!(found.len(), usize::from(!is_last), "{found:?}");
+            found.iter().for_each(|found| assert_eq!(found.offset, *damaged));
+            found.iter().for_each(|found| words(found, &["record chain", "copy"]));
+            drop(store);
+            heal();
+        }
+    }
+
+    // Both of the first chunk behind the root, though a later one follows: not the end of the log.
     let behind_root = record[record.len() - 2];
     flip(&log, behind_root + 300);
+    flip(&log, twins[twins.len() - 2] + 300);
     let error = Store::open(dir.path()).unwrap_err();
     let OpenError::Damaged { damage, path } = &error else { panic!("{error}") };
     assert_eq!((damage.offset, path), (behind_root, &log));
     words(&error, &["log", "record chain", "acknowledged"]);
     heal();
 
-    // The last chunk: told apart from nothing at all.
+    // Both of the last chunk: told apart from nothing at all.
     flip(&log, record[record.len() - 1] + 300);
+    flip(&log, twins[twins.len() - 1] + 300);
     let (store, report) = Store::open(dir.path()).unwrap();
     assert_eq!((report.last_sequence, report.unfinished), (2, Some(3)));
     drop(store);
@@ -306,19 +327,19 @@ fn damage_is_named() {
 #[test]
 fn a_full_disk_loses_nothing() {
     let medium = CrashMedium::new(1);
-    let options = CreateOptions { segment_blocks: Some(16), ..CreateOptions::default() };
+    let options = CreateOptions { segment_blocks: Some(64), ..CreateOptions::default() };
     let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
     commit(&store, 0..10, 1);
     medium.set_full(true);
     let mut batch = store.batch();
-    for page in 0..200 {
+    for page in 0..400 {
         batch.push(id(1, page), |p| p.fill(2));
     }
     for _ in 0..3 {
         let error = store.commit(&mut batch).unwrap_err();
         assert!(matches!(error, CommitError::NoSpace { .. }), "{error}");
         words(&error, &["free some disk space"]);
-        assert_eq!(batch.pages(), 200);
+        assert_eq!(batch.pages(), 400);
         assert_eq!((value(&store, 5).unwrap(), value(&store, 150).unwrap()), (1, 0));
     }
     // Small ones go on for ever in what is there.

@@ -422,17 +422,29 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// The next chunk, by its header or by the twin of it.
     fn next(&self, at: &LogPosition, ordinal: usize) -> Option<(Chunk, u64)> {
-        let (chunk, checksum) = Chunk::decode(self.disk.block(at.place)?, self.store_id)?;
-        let fits = chunk.kind != ChunkKind::Cold
+        let header = Chunk::decode(self.disk.block(at.place)?, self.store_id);
+        let fitting = header.filter(|(chunk, _)| self.fits(at, ordinal, chunk));
+        fitting.or_else(|| {
+            (1..self.layout.room(at.place)).find_map(|behind| {
+                let block = self.disk.block(at.place.plus(behind))?;
+                let (chunk, checksum) = Chunk::decode_twin(block, self.store_id)?;
+                let its = chunk.payload_blocks() as u64 + 1 == behind;
+                (its && self.fits(at, ordinal, &chunk)).then_some((chunk, checksum))
+            })
+        })
+    }
+
+    fn fits(&self, at: &LogPosition, ordinal: usize, chunk: &Chunk) -> bool {
+        chunk.kind != ChunkKind::Cold
             && chunk.epoch == at.epoch
             && chunk.serial == at.serial
             && chunk.previous == at.chain
             && chunk.sequence == at.sequence + 1
             && chunk.ordinal as usize == ordinal
             // Else the file was made longer for it, and neither has been flushed.
-            && self.disk.block(chunk.next_segment).is_some();
-        fits.then_some((chunk, checksum))
+            && self.disk.block(chunk.next_segment).is_some()
     }
 
     fn is_whole(&self, record: &[(Place, Chunk)]) -> bool {

@@ -11,7 +11,7 @@ use super::model::{Model, image, number_of, some_of};
 use super::{CrashMedium, SplitMix};
 use crate::directory::CreateOptions;
 use crate::error::{OpenError, ReadError};
-use crate::format::{BLOCK, Entry, HEADER_BLOCKS};
+use crate::format::{BLOCK, Chunk, Entry, HEADER_BLOCKS};
 use crate::store::Store;
 
 /// A store's image, what it holds, and other images to take wrong blocks from.
@@ -29,6 +29,8 @@ pub struct Subject {
     snapshot: Model,
     /// Whose a block is, image or part of a map, as either root has it.
     owners: BTreeMap<usize, BTreeSet<ContainerId>>,
+    /// Images of the last stabilisation.
+    last: BTreeSet<usize>,
 }
 
 /// One change of an image.
@@ -86,7 +88,15 @@ impl Subject {
                 owners.entry(block).or_default().insert(owner);
                 owners
             });
-        Ok(Subject { bytes, older, stranger, live, before, before_that, snapshot, owners })
+        let blocks = bytes.chunks_exact(BLOCK).enumerate();
+        let last = blocks
+            .filter_map(|(i, block)| {
+                let (chunk, _) = Chunk::decode(block, store.header.store_id)?;
+                (chunk.sequence == COMMITS).then_some((i, chunk))
+            })
+            .flat_map(|(i, chunk)| i + 1..=i + chunk.payload_blocks())
+            .collect();
+        Ok(Subject { bytes, older, stranger, live, before, before_that, snapshot, owners, last })
     }
 
     pub(super) fn image(&self) -> &[u8] {
@@ -164,7 +174,10 @@ impl Subject {
         let medium = CrashMedium::with_bytes(0, &bytes);
         let store = match Store::open_on(Arc::new(medium)) {
             Ok((store, _)) => store,
-            Err(OpenError::Damaged { damage, .. }) if !same && !damage.what.is_empty() => {
+            // One damaged block is not enough for that, whichever it is.
+            Err(OpenError::Damaged { damage, .. })
+                if change.block().is_none() && !same && !damage.what.is_empty() =>
+            {
                 return Ok(Seen::Refused);
             }
             Err(OpenError::NotAStore { .. }) if bytes.len() < HEADER_BLOCKS as usize * BLOCK => {
@@ -172,9 +185,8 @@ impl Subject {
             }
             Err(error) => return Err(format!("refused: {error}")),
         };
-        // The end of the log, damaged, looks as if it had been cut off.
-        let may_be_cut_off =
-            !matches!(change, Change::Flip { .. }) || store.stat().last_sequence == COMMITS - 1;
+        // An image of the last stabilisation, damaged, looks as if that had been cut off.
+        let may_be_cut_off = change.block().is_none_or(|block| self.last.contains(&block));
         let (live, cut_off) = match withheld(&store, None, &self.live) {
             Ok(live) => (live, false),
             Err(_) if may_be_cut_off => {
@@ -209,16 +221,26 @@ impl Subject {
 
     /// The containers whose blocks a change has touched.
     fn hit(&self, change: Change) -> BTreeSet<ContainerId> {
-        let blocks = match change {
-            Change::Flip { offset, .. } => vec![offset / BLOCK],
-            Change::Cut { .. } => (0..self.bytes.len() / BLOCK).collect(),
+        let blocks = match (change, change.block()) {
+            (_, Some(block)) => vec![block],
+            (Change::Swapped { block, with }, None) => vec![block, with],
+            (_, None) => (0..self.bytes.len() / BLOCK).collect(),
+        };
+        blocks.iter().filter_map(|block| self.owners.get(block)).flatten().copied().collect()
+    }
+}
+
+impl Change {
+    /// The block that is changed, if it is only one.
+    fn block(self) -> Option<usize> {
+        match self {
+            Change::Flip { offset, .. } => Some(offset / BLOCK),
+            Change::Cut { .. } | Change::Swapped { .. } => None,
             Change::Copied { block, .. }
             | Change::Older { block }
             | Change::Strange { block }
-            | Change::Zeroed { block } => vec![block],
-            Change::Swapped { block, with } => vec![block, with],
-        };
-        blocks.iter().filter_map(|block| self.owners.get(block)).flatten().copied().collect()
+            | Change::Zeroed { block } => Some(block),
+        }
     }
 }
 

@@ -35,8 +35,8 @@ pub struct Forger {
     store_id: u128,
     /// Children come before their parents.
     links: Vec<Link>,
-    /// The places of the record chain's headers, in its order.
-    chain: Vec<Place>,
+    /// The places of the record chain's headers, in its order, each with that of its twin.
+    chain: Vec<(Place, Place)>,
     /// The places of headers beside it.
     cold: Vec<Place>,
 }
@@ -78,7 +78,10 @@ impl Forger {
         for place in 16..(bytes.len() / BLOCK) as u64 {
             match Chunk::decode(block(place), store_id) {
                 Some((chunk, _)) if chunk.kind == ChunkKind::Cold => forger.cold.push(Place(place)),
-                Some((chunk, _)) => serials.push((chunk.serial, Place(place))),
+                Some((chunk, _)) => {
+                    let twin = Place(place + chunk.blocks() - 1);
+                    serials.push((chunk.serial, (Place(place), twin)));
+                }
                 None => {}
             }
         }
@@ -134,6 +137,12 @@ impl Forger {
             self.change(&mut bytes, &mut random);
         }
         self.seal(&mut bytes);
+        // Now and then headers are found by their twins only.
+        if random.below(3) == 0 {
+            for &(header, _) in self.chain.iter().filter(|_| random.below(2) == 0) {
+                bytes[header.0 as usize * BLOCK] ^= 1;
+            }
+        }
         bytes
     }
 
@@ -152,7 +161,7 @@ impl Forger {
             1..3 => Place(ROOTS[random.below(2) as usize]),
             3..5 => any(&tables(), random),
             5..7 => self.links[random.below(self.links.len() as u64) as usize].parent,
-            7 | 8 => any(&self.chain, random),
+            7 | 8 => self.chain[random.below(self.chain.len() as u64) as usize].0,
             _ => any(&self.cold, random),
         };
         let blocks = (bytes.len() / BLOCK) as u64;
@@ -183,12 +192,14 @@ impl Forger {
             }
         }
         let mut previous: Option<u64> = None;
-        for &place in &self.chain {
+        for &(place, twin) in &self.chain {
             let block = &mut bytes[range(place)];
             if let Some(previous) = previous {
                 put(block, 64, &previous.to_le_bytes());
             }
             previous = Some(Chunk::seal(block));
+            let header = block.to_vec();
+            Chunk::encode_twin(&header, &mut bytes[range(twin)]);
         }
         for &place in &self.cold {
             Chunk::seal(&mut bytes[range(place)]);
@@ -197,7 +208,8 @@ impl Forger {
             let start = range(Place(root)).start;
             let extents = get_u32(bytes, start + 12).min(8) as usize;
             let mut index = 0;
-            for extent in (0..extents).map(|i| start + 128 + i * 24) {
+            let fixed = if get_u32(bytes, start + 8) < 5 { 128 } else { 224 };
+            for extent in (0..extents).map(|i| start + fixed + i * 24) {
                 let (first, count) = (get_u64(bytes, extent), get_u32(bytes, extent + 8).min(64));
                 let places = (0..u64::from(count)).map(|i| Place(first.saturating_add(i)));
                 let places: Vec<Place> = places.filter(|place| place.0 < blocks).collect();
@@ -365,7 +377,7 @@ pub fn decode(seed: u64) {
     Superblock::seal(&mut block);
     let _ = Superblock::decode(&block);
     put(&mut block, 0, b"STEADRUT");
-    put(&mut block, 8, &(random.below(6) as u32).to_le_bytes());
+    put(&mut block, 8, &(random.below(8) as u32).to_le_bytes());
     put(&mut block, 12, &(random.below(200) as u32).to_le_bytes());
     Root::put_seal(&mut block, 1);
     let store_id = u128::from_le_bytes(*block[16..].first_chunk().expect("a block is longer"));
@@ -374,6 +386,9 @@ pub fn decode(seed: u64) {
     put(&mut block, 58, &(random.below(300) as u16).to_le_bytes());
     Chunk::seal(&mut block);
     let store_id = u128::from_le_bytes(*block[8..].first_chunk().expect("a block is longer"));
+    let mut twin = [0; BLOCK];
+    Chunk::encode_twin(&block, &mut twin);
+    let _ = Chunk::decode_twin(&twin, store_id);
     if let Some((chunk, _)) = Chunk::decode(&block, store_id) {
         let entries: Vec<(Entry, Located)> = chunk.located(Place(random.next_u64() >> 1)).collect();
         assert_eq!(entries.len(), chunk.entries.len());

@@ -151,12 +151,13 @@ impl Life {
             let model = &mut models[association];
             let mut batch = self.store.as_ref().expect("the store is open").batch();
             batch.set_association(association as u32);
-            if self.random.below(12) == 0 {
+            let drops = self.random.below(12) == 0;
+            if drops {
                 batch.drop_container(container);
                 model.clear();
             }
-            // Only the last of a group may be a heavy one.
-            let most = if i + 1 == count { 40 } else { 2 };
+            // Only the last of a group may be a heavy one, which begins with three entries where segments are smallest.
+            let most = if i + 1 == count { 40 } else { 2 - u64::from(drops) };
             for _ in 0..self.random.below(most) + 1 {
                 let page = self.random.below(12);
                 let id = PageId { container, page: PageNo(page) };

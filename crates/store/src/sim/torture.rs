@@ -717,10 +717,7 @@ impl Life {
         let where_ = format!("rot at offset {:#x}", sector * SECTOR as u64 + byte as u64);
         let (store, report) = match Store::open_on(Arc::new(copy)) {
             Ok(opened) => opened,
-            Err(OpenError::Damaged { .. }) => {
-                self.lived.rot_noticed += 1;
-                return Ok(());
-            }
+            // One damaged block holds up nothing but what is in it.
             Err(error) => return Err(format!("{where_}: {error}")),
         };
         // The end of the log, cut short by rot, looks as if cut short by a crash; it is told, unless
