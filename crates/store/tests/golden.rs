@@ -2,7 +2,7 @@
 //!
 //! `tests/golden/version-1.txt` has the bytes that are not zero: a line with the file's length, then lines of offset
 //! and 16 bytes in hexadecimal. It was written by the test `write`, which only writes where
-//! `STEAD_WRITE_GOLDEN` says.
+//! `STEAD_WRITE_GOLDEN` says; today that writes roots of a later version.
 
 mod images;
 

@@ -1,7 +1,8 @@
 //! Yesterday's files stay readable: a store with groups of stabilisations (roots of version 3), the same store after a
 //! part of a map was lost (version 4), and one with settings (version 5), kept as text, opened by whatever this is. The
 //! texts are as in `golden`; they were written by the test `write`, which only writes into the directory that
-//! `STEAD_WRITE_GOLDEN_LATER` names. The first two are older than the counts of what has been written.
+//! `STEAD_WRITE_GOLDEN_LATER` names; today that writes roots of a later version.
+//! The first two are older than the counts of what has been written.
 
 mod images;
 

@@ -1,6 +1,6 @@
 //! Yesterday's files stay readable: a store with snapshots and branches, kept as text, opened by whatever this is. The
 //! text is as in `golden`; it was written by the test `write`, which only writes where
-//! `STEAD_WRITE_GOLDEN_SNAPSHOTS` says.
+//! `STEAD_WRITE_GOLDEN_SNAPSHOTS` says; today that writes roots of a later version.
 
 mod images;
 
