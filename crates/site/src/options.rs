@@ -16,6 +16,7 @@ pub struct OpenOptions {
     pub(crate) space_percent: Option<u32>,
     pub(crate) pace: Pace,
     pub(crate) fill_bytes_max: u64,
+    pub(crate) map_bytes_max: Option<u64>,
     pub(crate) allowed: Allowed,
 }
 
@@ -27,6 +28,7 @@ impl Default for OpenOptions {
             space_percent: None,
             pace: Pace::default(),
             fill_bytes_max: 1 << 30,
+            map_bytes_max: None,
             allowed: Allowed::ALL,
         }
     }
@@ -83,6 +85,14 @@ impl OpenOptions {
     #[must_use]
     pub fn fill_bytes_max(mut self, bytes: u64) -> Self {
         self.fill_bytes_max = bytes;
+        self
+    }
+
+    /// How many bytes of memory the maps of where pages lie may take (default: 64 MiB, enough for 16 GiB of pages that lie
+    /// close together). With less than the pages in use need, bringing in a page reads a part of its map first.
+    #[must_use]
+    pub fn map_bytes_max(mut self, bytes: u64) -> Self {
+        self.map_bytes_max = Some(bytes);
         self
     }
 

@@ -107,6 +107,9 @@ impl Site {
         options: &OpenOptions,
     ) -> Result<Site, OpenError> {
         let base_window = store.header().base_window;
+        if let Some(bytes) = options.map_bytes_max {
+            store.set_map_bytes_max(bytes);
+        }
         let dir = dir.to_owned();
         let shared = Arc::new(Shared::new(dir.clone(), store, snapshot, space, options.clone()));
         let mut threads = Threads { shared: Arc::clone(&shared), handles: Vec::new() };

@@ -23,7 +23,7 @@ use crate::planted::{self, Bug};
 use crate::settings::{Setting, Settings};
 use crate::space::{Layout, NoSegment};
 use crate::store::{State, Store};
-use crate::tree::Moves;
+use crate::tree::{Moves, Nodes as _};
 use crate::versions::Versions;
 use crate::written::Written;
 
@@ -144,6 +144,8 @@ impl Store {
         match self.store_map(keeper, found, chain, change, &moves) {
             Ok(stored) => {
                 self.put_in_force(stored, &frozen, replay_blocks);
+                self.disk.memory().forget_again();
+                self.forget_idle();
                 Ok(())
             }
             Err(error) => {

@@ -12,7 +12,7 @@ use crate::error::{CommitError, Damage, ReadError};
 use crate::format::{BLOCK, Entry, HEADER_BLOCKS, Located, NodeId, Sealer};
 use crate::medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
 use crate::planted::{self, Bug};
-use crate::tree::{Nodes, Origins};
+use crate::tree::{MapMemory, Nodes, Origins};
 
 /// What bytes are written for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,6 +107,9 @@ impl Drop for UnderWay<'_> {
     }
 }
 
+/// Bytes of memory that the maps may take if nobody says otherwise: the leaves of 16 GiB whose pages lie close together.
+const MAP_BYTES: u64 = 64 << 20;
+
 #[derive(Debug)]
 pub(crate) struct Disk {
     /// Stabilisations being written.
@@ -118,6 +121,8 @@ pub(crate) struct Disk {
     /// One flush at a time: a failed one is reported to one caller only, but may have lost what
     /// another's covers.
     flushing: Mutex<()>,
+    /// That the nodes take which have been read.
+    map_memory: MapMemory,
 }
 
 impl Disk {
@@ -129,6 +134,7 @@ impl Disk {
             counts: Counts::default(),
             failures: AtomicU64::new(0),
             flushing: Mutex::new(()),
+            map_memory: MapMemory::new(MAP_BYTES),
         }
     }
 
@@ -393,6 +399,10 @@ fn damage(entry: Entry, at: Located, how: &str) -> Damage {
 }
 
 impl Nodes for Disk {
+    fn memory(&self) -> &MapMemory {
+        &self.map_memory
+    }
+
     fn load(&self, id: NodeId, origins: &Origins, at: Located) -> Result<Vec<u8>, ReadError> {
         let mut block = vec![0; BLOCK];
         let entry = Entry::Node(id);

@@ -38,6 +38,7 @@ mod directory;
 mod disk;
 mod error;
 mod file;
+mod forget;
 mod format;
 mod group;
 mod header;

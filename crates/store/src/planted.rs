@@ -72,6 +72,8 @@ pub enum Bug {
     QuotaOutlives,
     /// Roots do not say what has been written so far.
     WrittenForgotten,
+    /// What has been read of maps is never forgotten.
+    MapKept,
     /// A scrub reads images and does not look at them.
     ScrubLooksAway,
     /// What only the older root refers to is not looked at.

@@ -154,6 +154,7 @@ impl View<'_> {
 
     /// Where a page lies now.
     pub(crate) fn locate(&self, id: PageId) -> Result<Found, ReadError> {
+        self.store.forget_idle();
         loop {
             let (tree, version) = {
                 let state = self.store.state();

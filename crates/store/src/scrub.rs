@@ -15,7 +15,7 @@ use crate::header::Seen;
 use crate::planted::{self, Bug};
 use crate::read::Found;
 use crate::store::Store;
-use crate::tree::{Nodes, Origins, Tree, Visitor};
+use crate::tree::{MapMemory, Nodes, Origins, Tree, Visitor};
 use crate::view::View;
 
 /// Images gathered before they are read, in the order of their places. Bounds what is remembered.
@@ -265,6 +265,10 @@ impl Scrub<'_> {
 pub(crate) struct FromDisk<'a>(pub(crate) &'a Disk);
 
 impl Nodes for FromDisk<'_> {
+    fn memory(&self) -> &MapMemory {
+        self.0.memory()
+    }
+
     fn load(&self, id: NodeId, origins: &Origins, at: Located) -> Result<Vec<u8>, ReadError> {
         let mut block = AlignedBuf::zeroed(BLOCK);
         self.0.read_from_disk(at.place.offset(), block.as_mut_slice())?;

@@ -196,6 +196,7 @@ impl Store {
         writer: &mut Writer,
         entries: impl Iterator<Item = Entry>,
     ) -> Result<Held, CommitError> {
+        self.forget_idle();
         let (quotas, version) = {
             let state = self.state();
             if state.settings.containers.is_empty() {

@@ -121,6 +121,8 @@ pub struct Stat {
     pub generation: u64,
     /// The current epoch.
     pub epoch: u64,
+    /// Bytes of memory that what has been read of the maps takes.
+    pub map_memory_bytes: u64,
     /// What has been written over all openings.
     pub written: Written,
     /// What has been written and read since opening.
@@ -269,6 +271,7 @@ impl Store {
             replay_blocks: state.replay_blocks,
             generation: state.generation,
             epoch: state.position.epoch,
+            map_memory_bytes: self.map_bytes(),
             written: state.written.and_upkeep(&self.disk.counters()),
             counters: self.disk.counters(),
         }

@@ -81,6 +81,7 @@ impl Store {
         }
         let since = self.disk.failures();
         self.replace_unusable_root(keeper, since)?;
+        self.forget_idle();
         let mut moves = Vec::new();
         keeper.moved.epoch = keeper.cold.epoch;
         keeper.moved.purpose = Purpose::Tidying;

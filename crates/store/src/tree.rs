@@ -2,6 +2,7 @@
 //! and changed by copying, so that a version that is being read or written out stays as it is. It decides
 //! nothing about where blocks go. Read [`Tree`] first.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use stead_model::{ContainerId, PageId, PageNo};
@@ -9,10 +10,13 @@ use stead_model::{ContainerId, PageId, PageNo};
 use crate::error::{Damage, ReadError};
 use crate::format::{BLOCK, Located, NodeId, Place, put};
 use crate::planted::{self, Bug};
+use memory::Taken;
 
+mod memory;
 mod relocate;
 mod shared;
 
+pub(crate) use memory::{Forgetting, MapMemory};
 pub(crate) use relocate::{Moves, Relocation};
 pub(crate) use shared::{Holder, Others, count_lacking, only};
 
@@ -25,6 +29,9 @@ const MAX_LEVELS: u8 = 5;
 pub(crate) trait Nodes {
     /// The node's block, its checksum checked; it may be sealed as one of the origins' too.
     fn load(&self, id: NodeId, origins: &Origins, at: Located) -> Result<Vec<u8>, ReadError>;
+
+    /// What counts those that are in memory.
+    fn memory(&self) -> &MapMemory;
 }
 
 /// The containers from which a branch was made, the nearest first. What it has taken over is sealed with their ids.
@@ -64,8 +71,16 @@ pub(crate) struct GivenUp {
     pub(crate) place: Place,
 }
 
+#[derive(Debug)]
+struct Node {
+    entries: Entries,
+    /// Whether anybody has looked into it lately.
+    used: AtomicBool,
+    taken: Taken,
+}
+
 #[derive(Clone, Debug)]
-enum Node {
+enum Entries {
     Leaf(Box<[Located; FANOUT]>),
     Inner(Box<[Child; FANOUT]>),
 }
@@ -200,9 +215,9 @@ impl Tree {
                 return Ok(Located::NEVER);
             };
             let slot = (page >> (8 * u32::from(id.level))) as usize % FANOUT;
-            match &**node {
-                Node::Leaf(pages) => return Ok(pages[slot]),
-                Node::Inner(children) => {
+            match &node.entries {
+                Entries::Leaf(pages) => return Ok(pages[slot]),
+                Entries::Inner(children) => {
                     child = &children[slot];
                     id = id.below(slot);
                 }
@@ -227,9 +242,9 @@ impl Tree {
             }
             let Ok(Some(node)) = child.node(id, &self.origins, nodes) else { return false };
             let slot = (page >> (8 * u32::from(id.level))) as usize % FANOUT;
-            match &**node {
-                Node::Leaf(pages) => return is_there(pages[slot]),
-                Node::Inner(children) => {
+            match &node.entries {
+                Entries::Leaf(pages) => return is_there(pages[slot]),
+                Entries::Inner(children) => {
                     child = &children[slot];
                     id = id.below(slot);
                 }
@@ -253,7 +268,9 @@ impl Tree {
                 return Ok(None);
             }
             let Some(node) = child.node(id, &self.origins, nodes)? else { return Ok(None) };
-            let Node::Inner(children) = &**node else { unreachable!("leaves are at level 0") };
+            let Entries::Inner(children) = &node.entries else {
+                unreachable!("leaves are at level 0")
+            };
             let slot = wanted.slot_at(id.level);
             child = &children[slot];
             id = id.below(slot);
@@ -277,7 +294,7 @@ impl Tree {
             if !self.root.is_empty() {
                 let mut children = empty_children();
                 children[0] = std::mem::take(&mut self.root);
-                self.root = Child::changed(Node::Inner(children));
+                self.root = Child::changed(Entries::Inner(children), nodes.memory());
             }
             self.levels += 1;
         }
@@ -387,8 +404,9 @@ fn empty_children() -> Box<[Child; FANOUT]> {
 }
 
 impl Child {
-    fn changed(node: Node) -> Child {
-        Child { stored: Located::NEVER, loaded: OnceLock::from(Arc::new(node)) }
+    fn changed(entries: Entries, memory: &MapMemory) -> Child {
+        let node = Arc::new(Node::new(entries, memory));
+        Child { stored: Located::NEVER, loaded: OnceLock::from(node) }
     }
 
     fn is_empty(&self) -> bool {
@@ -405,11 +423,40 @@ impl Child {
             if self.stored.is_lost() {
                 return Err(self.stored.lost(id).into());
             }
-            let node = Node::decode(&nodes.load(id, origins, self.stored)?, id.level);
+            let node = self.read(id, origins, nodes)?;
             // Another reader may have been quicker, with the same node.
-            let _ = self.loaded.set(Arc::new(node));
+            let _ = self.loaded.set(node);
         }
-        Ok(self.loaded.get())
+        let node = self.loaded.get();
+        if let Some(node) = node
+            && !node.used.load(Ordering::Relaxed)
+        {
+            node.used.store(true, Ordering::Relaxed);
+        }
+        Ok(node)
+    }
+
+    fn read(
+        &self,
+        id: NodeId,
+        origins: &Origins,
+        nodes: &dyn Nodes,
+    ) -> Result<Arc<Node>, ReadError> {
+        let block = nodes.load(id, origins, self.stored)?;
+        Ok(Arc::new(Node::new(Entries::decode(&block, id.level), nodes.memory())))
+    }
+
+    /// As [`Child::node`], for somebody who passes by all nodes once: they are kept only while there is room.
+    fn passed(
+        &self,
+        id: NodeId,
+        origins: &Origins,
+        nodes: &dyn Nodes,
+    ) -> Result<Option<Arc<Node>>, ReadError> {
+        if self.loaded.get().is_some() || self.is_empty() || nodes.memory().has_room() {
+            return Ok(self.node(id, origins, nodes)?.cloned());
+        }
+        self.read(id, origins, nodes).map(Some)
     }
 
     /// The node, made if there was none, its own copy if another version shares it. One that is damaged is made anew,
@@ -420,7 +467,7 @@ impl Child {
         origins: &Origins,
         nodes: &dyn Nodes,
         given_up: &mut Vec<GivenUp>,
-    ) -> Result<&mut Node, ReadError> {
+    ) -> Result<&mut Entries, ReadError> {
         let missing = match self.node(id, origins, nodes) {
             Ok(Some(_)) => None,
             Ok(None) => Some(Located::NEVER),
@@ -433,10 +480,11 @@ impl Child {
             Err(error) => return Err(error),
         };
         if let Some(all) = missing {
-            self.loaded = OnceLock::from(Arc::new(Node::all(id.level, all)));
+            let node = Node::new(Entries::all(id.level, all), nodes.memory());
+            self.loaded = OnceLock::from(Arc::new(node));
         }
         let node = self.loaded.get_mut().expect("loaded or made just now");
-        Ok(Arc::make_mut(node))
+        Ok(&mut Arc::make_mut(node).entries)
     }
 
     /// Gives up the stored block, because the node, which is loaded, is being changed.
@@ -456,8 +504,8 @@ impl Child {
             return Ok(());
         }
         let Some(node) = self.loaded.get_mut() else { return Ok(()) };
-        let node = Arc::make_mut(node);
-        if let Node::Inner(children) = node {
+        let node = &mut Arc::make_mut(node).entries;
+        if let Entries::Inner(children) = node {
             for (slot, child) in children.iter_mut().enumerate() {
                 child.store(id.below(slot), sink)?;
             }
@@ -484,9 +532,13 @@ impl Child {
             return pages;
         }
         let mut count = 0;
-        match self.node(id, origins, nodes).map(|node| node.map(|node| &**node)) {
-            Ok(None) => {}
-            Ok(Some(Node::Leaf(pages))) => {
+        let node = self.passed(id, origins, nodes).unwrap_or_else(|error| {
+            visitor.unreadable(id, error);
+            None
+        });
+        match node.as_ref().map(|node| &node.entries) {
+            None => {}
+            Some(Entries::Leaf(pages)) => {
                 let first = u64::from(id.index) << 8;
                 for (page, &at) in (first..).zip(pages.iter()) {
                     if at.is_lost() {
@@ -498,12 +550,11 @@ impl Child {
                     }
                 }
             }
-            Ok(Some(Node::Inner(children))) => {
+            Some(Entries::Inner(children)) => {
                 for (slot, child) in children.iter().enumerate() {
                     count += child.visit(id.below(slot), origins, nodes, visitor);
                 }
             }
-            Err(error) => visitor.unreadable(id, error),
         }
         if !at.is_none() {
             visitor.seen(id, at, count);
@@ -513,21 +564,40 @@ impl Child {
 }
 
 impl Node {
-    /// A node all of whose entries are the same.
-    fn all(level: u8, entry: Located) -> Node {
+    fn new(entries: Entries, memory: &MapMemory) -> Node {
+        let below = match entries {
+            Entries::Leaf(_) => size_of::<[Located; FANOUT]>(),
+            Entries::Inner(_) => size_of::<[Child; FANOUT]>(),
+        };
+        // With the two counts of an `Arc`.
+        let bytes = below + size_of::<Node>() + 2 * size_of::<usize>();
+        Node { entries, used: AtomicBool::new(true), taken: memory.take(bytes as u64) }
+    }
+}
+
+impl Clone for Node {
+    fn clone(&self) -> Self {
+        let entries = self.entries.clone();
+        Node { entries, used: AtomicBool::new(true), taken: self.taken.clone() }
+    }
+}
+
+impl Entries {
+    /// Those of a node, all of which are the same.
+    fn all(level: u8, entry: Located) -> Entries {
         let child = || Child { stored: entry, loaded: OnceLock::new() };
         match level {
-            0 => Node::Leaf(Box::new([entry; FANOUT])),
-            _ => Node::Inner(Box::new(std::array::from_fn(|_| child()))),
+            0 => Entries::Leaf(Box::new([entry; FANOUT])),
+            _ => Entries::Inner(Box::new(std::array::from_fn(|_| child()))),
         }
     }
 
-    fn decode(block: &[u8], level: u8) -> Node {
+    fn decode(block: &[u8], level: u8) -> Entries {
         let at = |slot: usize| Located::get(block, slot * 16);
         if level == 0 {
-            return Node::Leaf(Box::new(std::array::from_fn(at)));
+            return Entries::Leaf(Box::new(std::array::from_fn(at)));
         }
-        Node::Inner(Box::new(std::array::from_fn(|slot| Child {
+        Entries::Inner(Box::new(std::array::from_fn(|slot| Child {
             stored: at(slot),
             loaded: OnceLock::new(),
         })))
@@ -537,8 +607,8 @@ impl Node {
         let mut block = [0; BLOCK];
         for slot in 0..FANOUT {
             let at = match self {
-                Node::Leaf(pages) => pages[slot],
-                Node::Inner(children) => children[slot].stored,
+                Entries::Leaf(pages) => pages[slot],
+                Entries::Inner(children) => children[slot].stored,
             };
             put(&mut block, slot * 16, &at.place.0.to_le_bytes());
             put(&mut block, slot * 16 + 8, &at.checksum.to_le_bytes());
@@ -548,8 +618,8 @@ impl Node {
 
     fn is_empty(&self) -> bool {
         match self {
-            Node::Leaf(pages) => pages.iter().all(|at| at.is_never()),
-            Node::Inner(children) => children.iter().all(Child::is_empty),
+            Entries::Leaf(pages) => pages.iter().all(|at| at.is_never()),
+            Entries::Inner(children) => children.iter().all(Child::is_empty),
         }
     }
 }
@@ -574,7 +644,7 @@ impl Edit<'_> {
         }
         let node = child.node_mut(id, self.origins, self.nodes, &mut self.given_up)?;
         match node {
-            Node::Leaf(pages) => {
+            Entries::Leaf(pages) => {
                 for &(page, at) in updates {
                     let old = std::mem::replace(&mut pages[page as usize % FANOUT], at);
                     if !old.is_never() && !old.is_lost() {
@@ -588,7 +658,7 @@ impl Edit<'_> {
                     }
                 }
             }
-            Node::Inner(children) => {
+            Entries::Inner(children) => {
                 let slot_of = |page: u64| (page >> (8 * u32::from(id.level))) as usize % FANOUT;
                 for group in updates.chunk_by(|a, b| slot_of(a.0) == slot_of(b.0)) {
                     let slot = slot_of(group[0].0);

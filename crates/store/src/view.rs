@@ -180,6 +180,7 @@ impl<'a> View<'a> {
         container: ContainerId,
     ) -> Result<Vec<PageRange>, ReadError> {
         assert!(std::ptr::eq(self.store, base.store), "both are views of one store");
+        self.store.forget_idle();
         loop {
             let (trees, changes, version) = {
                 let state = self.store.state();

@@ -32,6 +32,8 @@ fn readers_writers_and_upkeep_side_by_side() {
     let dir = tempfile::tempdir().unwrap();
     let options = CreateOptions { segment_blocks: Some(64), ..CreateOptions::default() };
     let store = Store::create(dir.path(), &options).unwrap();
+    // Nothing of the map is kept in memory.
+    store.set_map_bytes_max(0);
     let mut batch = store.batch();
     (0..PAGES).for_each(|page| batch.push(id(page), |p| image(page, 1, p)));
     store.commit(&mut batch).unwrap();

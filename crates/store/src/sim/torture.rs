@@ -179,6 +179,8 @@ pub(super) struct Life {
     one_root: bool,
     /// Whether it is mostly about cleaning.
     cleaning: bool,
+    /// Whether nothing of the maps is kept in memory.
+    forgetful: bool,
     pub(super) lived: Lived,
 }
 
@@ -232,6 +234,7 @@ impl Life {
             fresh: false,
             one_root: false,
             cleaning: false,
+            forgetful: seed.is_multiple_of(5),
             lived: Lived::default(),
         })
     }
@@ -577,6 +580,9 @@ impl Life {
                 opened => break opened.map_err(|error| format!("recovery refused: {error}"))?,
             }
         };
+        if self.forgetful {
+            store.set_map_bytes_max(0);
+        }
         self.check_recovered(store, &report)
     }
 
@@ -778,6 +784,7 @@ impl Life {
                 fresh: false,
                 one_root: false,
                 cleaning: self.cleaning,
+                forgetful: self.forgetful,
                 lived: Lived::default(),
             },
             Err(OpenError::Damaged { .. } | OpenError::NotAStore { .. }) if at_opening => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use stead_model::ContainerId;
 
-use super::{Child, GivenUp, Node, Nodes, Origins, Tree};
+use super::{Child, Entries, GivenUp, Node, Nodes, Origins, Tree};
 use crate::error::ReadError;
 use crate::format::{Located, NodeId, Place};
 
@@ -118,16 +118,17 @@ impl<E: From<ReadError>> Mover<'_, E> {
         let lost;
         let node = match child.node(id, self.origins, self.nodes) {
             Err(ReadError::Damaged(_)) if self.moves.given_up.contains(&place) => {
-                lost = Arc::new(Node::all(id.level, Located::lost_with(place)));
+                let all = Entries::all(id.level, Located::lost_with(place));
+                lost = Arc::new(Node::new(all, self.nodes.memory()));
                 &lost
             }
             // What lies below is lost with it; none of it has been copied.
             Err(ReadError::Damaged(_)) => return Ok(child.clone()),
             node => node?.expect("a stored node is loaded"),
         };
-        let new = match &**node {
-            Node::Leaf(pages) => self.moved_leaf(pages, paths),
-            Node::Inner(children) => {
+        let new = match &node.entries {
+            Entries::Leaf(pages) => self.moved_leaf(pages, paths),
+            Entries::Inner(children) => {
                 let slot_of =
                     |page: u64| (page >> (8 * u32::from(id.level))) as usize % super::FANOUT;
                 let below: Vec<(u64, u8)> =
@@ -140,15 +141,18 @@ impl<E: From<ReadError>> Mover<'_, E> {
                         new.get_or_insert_with(|| children.clone())[slot] = moved;
                     }
                 }
-                new.map(Node::Inner)
+                new.map(Entries::Inner)
             }
         };
         let moved = if new.is_none() && !self.moves.nodes.contains(&place) {
             child.clone()
         } else {
-            let new = new.map_or_else(|| Arc::clone(node), Arc::new);
+            let new = new.map_or_else(
+                || Arc::clone(node),
+                |entries| Arc::new(Node::new(entries, self.nodes.memory())),
+            );
             let family_id = NodeId { container: self.family, ..id };
-            let stored = (self.sink)(family_id, &new.encode())?;
+            let stored = (self.sink)(family_id, &new.entries.encode())?;
             self.relocation.released.insert(place);
             self.relocation.taken.insert(stored.place);
             Child { stored, loaded: new.into() }
@@ -161,7 +165,7 @@ impl<E: From<ReadError>> Mover<'_, E> {
         &mut self,
         pages: &[Located; super::FANOUT],
         paths: &[(u64, u8)],
-    ) -> Option<Node> {
+    ) -> Option<Entries> {
         let mut new: Option<Box<[Located; super::FANOUT]>> = None;
         for &(page, _) in paths {
             let slot = page as usize % super::FANOUT;
@@ -171,6 +175,6 @@ impl<E: From<ReadError>> Mover<'_, E> {
                 new.get_or_insert_with(|| Box::new(*pages))[slot] = to;
             }
         }
-        new.map(Node::Leaf)
+        new.map(Entries::Leaf)
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Block, Child, FANOUT, GivenUp, Node, Nodes, Origins, Released, Tree};
+use super::{Block, Child, Entries, FANOUT, GivenUp, Node, Nodes, Origins, Released, Tree};
 use crate::error::{Damage, ReadError};
 use crate::format::{BLOCK, Located, NodeId, Place};
 
@@ -189,7 +189,7 @@ impl Tree {
             let mut count = 1;
             if id.level > 0
                 && let Some(Some(node)) = unless_damaged(child.node(id, origins, nodes))?
-                && let Node::Inner(children) = &**node
+                && let Entries::Inner(children) = &node.entries
             {
                 for (slot, child) in children.iter().enumerate() {
                     count += below(child, id.below(slot), origins, nodes)?;
@@ -233,8 +233,8 @@ impl<'a> Part<'a> {
             None if slot != 0 => return Ok(None),
             None if id.level == self.tree.levels => Some(&self.tree.root),
             None => None,
-            Some(_) => match self.node(id, nodes)?.map(|node| &**node) {
-                Some(Node::Inner(children)) => Some(&children[slot]),
+            Some(_) => match self.node(id, nodes)?.map(|node| &node.entries) {
+                Some(Entries::Inner(children)) => Some(&children[slot]),
                 _ => return Ok(None),
             },
         };
@@ -303,7 +303,7 @@ impl Walk<'_> {
             (self.show)(Block::Node(id), child.stored);
             let node = mine.node(id, self.nodes);
             let Some(Some(node)) = self.unless_damaged(node)? else { return Ok(()) };
-            if let Node::Leaf(pages) = &**node {
+            if let Entries::Leaf(pages) = &node.entries {
                 return self.leaf(pages, id, others);
             }
         }
@@ -342,9 +342,9 @@ impl Walk<'_> {
             if at.is_never() || at.is_lost() {
                 continue;
             }
-            let held = leaves.iter().any(|leaf| match &***leaf {
-                Node::Leaf(pages) => pages[slot].place == at.place,
-                Node::Inner(_) => false,
+            let held = leaves.iter().any(|leaf| match &leaf.entries {
+                Entries::Leaf(pages) => pages[slot].place == at.place,
+                Entries::Inner(_) => false,
             });
             if !held {
                 (self.show)(Block::Page(u64::from(id.index) << 8 | slot as u64), at);
