@@ -75,11 +75,8 @@ const ROOT_FIXED: usize = 128;
 const ROOT_FIXED_SETTINGS: usize = 224;
 const EXTENT_BYTES: usize = 24;
 
-/// Where a root says what has been written so far: with settings before its extents, without them at its end, which
-/// earlier versions left zero and did not look at.
-const ROOT_WRITTEN: usize = SEAL - WRITTEN_BYTES;
-const ROOT_WRITTEN_SETTINGS: usize = ROOT_FIXED_SETTINGS - WRITTEN_BYTES;
-const WRITTEN_BYTES: usize = 72;
+/// Where a root with settings says what has been written so far.
+const ROOT_WRITTEN: usize = 152;
 
 /// More than any number that goes up by one can come to.
 const COUNTER_MOST: u64 = 1 << 62;
@@ -484,8 +481,8 @@ impl Root {
             put(&mut block, 132, &self.quotas.to_le_bytes());
             put(&mut block, 136, &self.quota.to_le_bytes());
             put(&mut block, 144, &self.space_percent.to_le_bytes());
+            put_written(&mut block[ROOT_WRITTEN..fixed], &self.written);
         }
-        put_written(&mut block[written_at(fixed)..], &self.written);
         for (i, extent) in self.table.iter().enumerate() {
             let at = fixed + i * EXTENT_BYTES;
             put(&mut block, at, &extent.place.0.to_le_bytes());
@@ -548,8 +545,6 @@ impl Root {
         {
             return None;
         }
-        let written_at = written_at(fixed);
-        let is_free = written_at < fixed || fixed + extents * EXTENT_BYTES <= written_at;
         let table = (0..extents)
             .map(|i| fixed + i * EXTENT_BYTES)
             .map(|at| Extent {
@@ -580,15 +575,14 @@ impl Root {
             quota: if has_settings { get_u64(block, 136) } else { 0 },
             space_percent: setting(144),
             quotas: setting(132),
-            written: if is_free { get_written(&block[written_at..]) } else { Written::default() },
+            written: if has_settings {
+                get_written(&block[ROOT_WRITTEN..])
+            } else {
+                Written::default()
+            },
             table,
         })
     }
-}
-
-/// Where a root says what has been written, by where its extents begin.
-fn written_at(fixed: usize) -> usize {
-    if fixed == ROOT_FIXED { ROOT_WRITTEN } else { ROOT_WRITTEN_SETTINGS }
 }
 
 fn put_written(bytes: &mut [u8], written: &Written) {
@@ -924,6 +918,7 @@ mod tests {
     fn what_is_written_is_read() {
         let block = superblock().encode();
         assert_eq!(Superblock::decode(&block), Ok(superblock()));
+        let written = Written { since: 1, pages: 2, ahead_blocks: !7, ..Written::default() };
         for table_len in [0, 1, ROOT_EXTENTS] {
             let table = (0..table_len as u64)
                 .map(|i| Extent { place: Place(50 + i), blocks: 2, checksum: !i })
@@ -942,7 +937,8 @@ mod tests {
                 quota: [0, 1 << 30][table_len % 2],
                 space_percent: [0, 300][table_len % 2],
                 quotas: [0, 7][table_len % 2],
-                written: Written { since: 1, pages: 2, ahead_blocks: !7, ..Written::default() },
+                // Not in those without settings.
+                written: [Written::default(), written][table_len.min(1)],
                 table,
             };
             for slot in 0..2 {
