@@ -98,7 +98,7 @@ enum Command {
     /// Make a store of backups: a whole one, and then what was new since
     ///
     /// Every piece is checked before it is used, and the new store is read again from the disk before it gets its name:
-    /// there is a whole store, or none.
+    /// there is a whole store, or none. It has the quotas of the store that was backed up: `stead quota` lays down others.
     Restore(restore::Restore),
     /// What this kernel, user and container allow, and what to do about what is missing
     Doctor {

@@ -8,7 +8,7 @@ use common::{alone, bank_of, new_bank, run};
 #[test]
 fn quotas_are_laid_down_shown_and_kept() {
     let Some(_alone) = alone() else { return };
-    let (_temp, dir) = new_bank(1000);
+    let (temp, dir) = new_bank(1000);
     let at = dir.as_str();
     let none = run(&["quota", at], &["--json"]).json();
     common::keys_are_documented("quota", &none);
@@ -45,6 +45,16 @@ fn quotas_are_laid_down_shown_and_kept() {
     let busy = run(&["quota", at, "--store", "none"], &["--json"]).json();
     assert_eq!(busy["error"]["kind"], "in_use");
     drop(opened);
+    // They go with a backup.
+    let copy = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
+    assert_eq!(run(&["backup", at, "-o", &copy("backup")], &[]).code, 0);
+    assert_eq!(run(&["restore", &copy("copy"), "-i", &copy("backup")], &[]).code, 0);
+    let restored = run(&["quota", &copy("copy")], &["--json"]).json();
+    assert_eq!(
+        (&restored["quota_bytes"], &restored["space_percent"]),
+        (&store.into(), &350.into())
+    );
+    assert_eq!(restored["containers"][0]["quota_bytes"], container);
     let lift = ["--store", "none", "--container", "bank", "none", "--space-percent", "none"];
     let lifted = run(&[&["quota", at][..], &lift].concat(), &["--json"]).json();
     assert_eq!(lifted["space_percent"], 200);

@@ -201,7 +201,7 @@ impl Store {
         }
         match change {
             Change::Nothing | Change::GoBack { .. } => {}
-            Change::Set(setting) => settings.set(*setting),
+            Change::Set(setting) => settings.set(setting.clone()),
             Change::Take { name } => next.take(name, keeper.generation + 1, &position),
             Change::Drop { number } => next.drop_snapshot(*number)?,
             Change::Branch { number, origin, new } => next.branch(*number, *origin, *new)?,

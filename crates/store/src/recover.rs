@@ -428,7 +428,7 @@ pub(crate) fn load_table(
         return Err(nonsense("lies apart from the record chain"));
     }
     let (version_bytes, rest) = rest.split_at(lengths[2]);
-    let settings = Settings::decode(root, &rest[..lengths[3]])
+    let settings = Settings::decode(root.quota, root.space_percent, &rest[..lengths[3]])
         .ok_or_else(|| nonsense("gives a quota to what is no container"))?;
     let versions = Versions::decode(trees, root.pinned, version_bytes)
         .ok_or_else(|| nonsense("names snapshots that cannot be"))?;

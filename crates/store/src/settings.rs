@@ -11,7 +11,7 @@ use stead_model::{ContainerId, PAGE_SIZE, PageId};
 use crate::checkpoint::Change;
 use crate::commit::Writer;
 use crate::error::{CommitError, ReadError};
-use crate::format::{Entry, Located, Root, TABLE_QUOTA_BYTES, get_u32, get_u64};
+use crate::format::{Entry, Located, TABLE_QUOTA_BYTES, get_u32, get_u64};
 use crate::store::Store;
 use crate::view::View;
 
@@ -36,11 +36,13 @@ pub(crate) struct Settings {
 }
 
 /// A change of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Setting {
     Quota(Option<u64>),
     SpacePercent(Option<u32>),
     ContainerQuota(ContainerId, Option<u64>),
+    /// Everything.
+    All(Settings),
 }
 
 impl Settings {
@@ -52,6 +54,7 @@ impl Settings {
                 self.containers.insert(container, bytes);
             }
             Setting::ContainerQuota(container, None) => self.forget(container),
+            Setting::All(settings) => *self = settings,
         }
     }
 
@@ -70,8 +73,9 @@ impl Settings {
         bytes
     }
 
-    /// What a root and its table say. `None` if that cannot be.
-    pub(crate) fn decode(root: &Root, bytes: &[u8]) -> Option<Self> {
+    /// What is said of the store, 0 where nobody has said, and of containers as by [`Settings::encode`]. `None` if that
+    /// cannot be.
+    pub(crate) fn decode(quota: u64, space_percent: u32, bytes: &[u8]) -> Option<Self> {
         let mut containers = BTreeMap::new();
         for entry in bytes.chunks(TABLE_QUOTA_BYTES) {
             let container = ContainerId(get_u32(entry, 0));
@@ -80,8 +84,8 @@ impl Settings {
             }
             containers.insert(container, get_u64(entry, 4));
         }
-        let percent = Some(root.space_percent).filter(|percent| SPACE_PERCENTS.contains(percent));
-        let quota = (root.quota != 0).then_some(root.quota);
+        let percent = Some(space_percent).filter(|percent| SPACE_PERCENTS.contains(percent));
+        let quota = (quota != 0).then_some(quota);
         Some(Settings { quota, space_percent: percent, containers })
     }
 }
@@ -163,7 +167,7 @@ impl Store {
         self.set(Setting::ContainerQuota(container, quota))
     }
 
-    fn set(&self, setting: Setting) -> Result<(), CommitError> {
+    pub(crate) fn set(&self, setting: Setting) -> Result<(), CommitError> {
         self.settle()?;
         self.checkpoint_change(&mut self.keeper(), &Change::Set(setting))
     }

@@ -247,11 +247,11 @@ fn what_is_not_as_it_was_written_is_refused() {
     assert!(matches!(try_restore(&dir, &[b"#!/bin/sh"]), Err(RestoreError::NotABackup)));
     assert!(matches!(try_restore(&dir, &[]), Err(RestoreError::Nothing)));
     let mut newer = full.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     let error = try_restore(&dir, &[&newer]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "this backup has format 2, this program reads 1: restore it with a newer version"
+        "this backup has format 3, this program reads 2: restore it with a newer version"
     );
     // Pieces left out, doubled, or in another order: each has a checksum that hangs on those before.
     let frames = frames(&full);
@@ -472,4 +472,70 @@ fn killed_it_leaves_a_whole_store_or_none() {
         }
     }
     println!("{none} killed before the end, {whole} whole");
+}
+
+/// What has been laid down for a store.
+fn laid_down(store: &Store) -> (Option<u64>, u32, Vec<(ContainerId, u64)>) {
+    (store.quota(), store.space_percent(), store.container_quotas())
+}
+
+#[test]
+fn what_has_been_laid_down_goes_with_a_backup() {
+    const PAGE: u64 = PAGE_SIZE as u64;
+    let parent = tempfile::tempdir().unwrap();
+    let store = create(&parent.path().join("store"));
+    let fill = |store: &Store, container: u32, pages: u64| {
+        let mut batch = store.batch();
+        (0..pages).for_each(|page| batch.push(id(container, page), |bytes| bytes.fill(7)));
+        store.commit(&mut batch)
+    };
+    for container in 1..4 {
+        fill(&store, container, 300).unwrap();
+    }
+    // Not much more than there is.
+    let quota = (16 + 26 * 64) * PAGE;
+    store.set_quota(Some(quota)).unwrap();
+    store.set_space_percent(Some(300)).unwrap();
+    for container in [1, 2, 3, 9] {
+        let bytes = (300 + u64::from(container)) * PAGE;
+        store.set_container_quota(ContainerId(container), Some(bytes)).unwrap();
+    }
+    store.take_snapshot("one").unwrap();
+    let one = store.view_snapshot("one").unwrap();
+    let whole = backup(&one, None);
+    let mut batch = store.batch();
+    batch.drop_container(ContainerId(3));
+    store.commit(&mut batch).unwrap();
+    store.take_snapshot("two").unwrap();
+    let two = store.view_snapshot("two").unwrap();
+    let changes = backup(&two, Some(&one));
+    // It is what there is now, of the containers that there were then and are now.
+    store.set_container_quota(ContainerId(2), None).unwrap();
+    let later = backup(&one, None);
+    // Nothing any more.
+    store.set_quota(None).unwrap();
+    store.set_space_percent(None).unwrap();
+    store.set_container_quota(ContainerId(1), None).unwrap();
+    let lifted = backup(&two, Some(&one));
+
+    let container = |number: u32| (ContainerId(number), (300 + u64::from(number)) * PAGE);
+    for (streams, want) in [
+        (vec![&whole], (Some(quota), 300, vec![container(1), container(2), container(3)])),
+        (vec![&whole, &changes], (Some(quota), 300, vec![container(1), container(2)])),
+        (vec![&later], (Some(quota), 300, vec![container(1)])),
+        (vec![&whole, &lifted], (None, 200, vec![])),
+    ] {
+        let dir = parent.path().join("restored");
+        let streams: Vec<&[u8]> = streams.into_iter().map(Vec::as_slice).collect();
+        try_restore(&dir, &streams).unwrap();
+        let (restored, _) = Store::open(&dir).unwrap();
+        assert_eq!(laid_down(&restored), want);
+        let file = restored.stat().file_bytes;
+        assert!(want.0.is_none_or(|quota| file <= quota), "{file} of {quota}");
+        let full = fill(&restored, 1, 302);
+        assert_eq!(full.is_err(), want.0.is_some(), "{full:?}");
+        assert!(restored.verify(&mut |_| {}).unwrap().is_clean());
+        drop(restored);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! Making a store of streams. It is made beside its place, read again from the disk, and only then given its name:
 //! there is a whole store, or none. Read [`Restore`] first.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +15,8 @@ use super::stream::{Frame, FrameReader, Head, Totals};
 use super::{RestoreError, StateId};
 use crate::batch::Batch;
 use crate::directory::CreateOptions;
+use crate::settings::{SEGMENTS_LEAST, Setting, Settings};
+use crate::space::Layout;
 use crate::store::Store;
 use crate::verify::VerifyProgress;
 
@@ -22,6 +25,9 @@ const BATCH_PAGES: usize = 4096;
 
 /// Zero pages gathered for one stabilisation.
 const BATCH_ZEROS: u64 = 1 << 18;
+
+/// Steps of upkeep at the most for the sake of a quota.
+const UPKEEP_MOST: u32 = 10_000;
 
 /// Files that an attempt may have left.
 const FILES: [&str; 3] = ["lock", "log", "log.new"];
@@ -53,6 +59,8 @@ struct Beside {
 struct Made {
     store: Store,
     batch: Batch,
+    /// What is to be laid down in the end: meanwhile it would be in the way.
+    settings: Settings,
     zeros: u64,
     state: StateId,
     images: u64,
@@ -141,7 +149,18 @@ impl Restore {
         let Frame::Head(head) = frames.next()? else {
             return Err(frames.damaged("it does not say first what it is"));
         };
+        let blocks = u64::from(head.segment_blocks);
         let made = self.made_for(head)?;
+        if frames.has_settings() {
+            let Frame::Settings(settings) = frames.next()? else {
+                return Err(frames.damaged("it does not say what has been laid down"));
+            };
+            let least = Layout { segment_blocks: blocks }.file_bytes(SEGMENTS_LEAST);
+            if settings.quota.is_some_and(|bytes| bytes < least) {
+                return Err(frames.damaged("it gives the store less room than any can do with"));
+            }
+            made.settings = settings;
+        }
         let mut seen = Totals::default();
         let mut container: Option<ContainerId> = None;
         // The lowest page that may come next.
@@ -150,6 +169,12 @@ impl Restore {
             let frame = frames.next()?;
             match frame {
                 Frame::Head(_) => return Err(frames.damaged("it says twice what it is")),
+                Frame::Settings(more) => {
+                    if !frames.has_settings() || seen != Totals::default() {
+                        return Err(frames.damaged("its pieces are not in order"));
+                    }
+                    made.settings.containers.extend(more.containers);
+                }
                 Frame::Gone(id) => {
                     if container.is_some() {
                         return Err(frames.damaged("its pieces are not in order"));
@@ -216,13 +241,14 @@ impl Restore {
                     segment_blocks: Some(segment_blocks),
                     store_id: None,
                     created: Some(created),
-                    // Quotas are the store's that was backed up, not its states'.
                     quota: None,
                     space_percent: None,
                 };
                 let store = Store::create(&self.beside.path.join(INSIDE), &options)?;
                 let batch = store.batch();
-                self.made = Some(Made { store, batch, zeros: 0, state, images: 0, bytes: 0 });
+                let settings = Settings::default();
+                self.made =
+                    Some(Made { store, batch, settings, zeros: 0, state, images: 0, bytes: 0 });
             }
             (None, Some(_)) => return Err(RestoreError::NotFirst { found: Box::new(state) }),
             (Some(base), Some(have)) if base == *have => {
@@ -244,7 +270,8 @@ impl Restore {
         mut self,
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<Restored, RestoreError> {
-        let Some(made) = self.made.take() else { return Err(RestoreError::Nothing) };
+        let Some(mut made) = self.made.take() else { return Err(RestoreError::Nothing) };
+        made.lay_down()?;
         made.store.checkpoint()?;
         let verified = made
             .store
@@ -281,6 +308,25 @@ impl Restore {
 }
 
 impl Made {
+    /// Lays down what the store had that was backed up, and makes the file as short as that asks for, if it can be.
+    fn lay_down(&mut self) -> Result<(), RestoreError> {
+        if self.settings == Settings::default() {
+            return Ok(());
+        }
+        let mut settings = std::mem::take(&mut self.settings);
+        let here: BTreeSet<ContainerId> = self.store.containers().into_iter().collect();
+        settings.containers.retain(|container, _| here.contains(container));
+        self.store.set(Setting::All(settings))?;
+        for _ in 0..UPKEEP_MOST {
+            let stat = self.store.stat();
+            let is_long = stat.quota_bytes.is_some_and(|quota| stat.file_bytes > quota);
+            if !is_long || !self.store.maintain()?.more {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn store_batch(&mut self) -> Result<(), RestoreError> {
         self.zeros = 0;
         while self.store.commit(&mut self.batch)?.maintain_soon && self.store.maintain()?.more {}

@@ -5,10 +5,11 @@ use std::io::Write;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
 
-use super::stream::{Frame, FrameWriter, Head, IMAGES_MOST, Totals, ZEROS_MOST};
+use super::stream::{Frame, FrameWriter, Head, IMAGES_MOST, QUOTAS_MOST, Totals, ZEROS_MOST};
 use super::{BackupError, StateId};
 use crate::aligned::AlignedBuf;
 use crate::read::Stored;
+use crate::settings::Settings;
 use crate::view::View;
 
 /// How far a backup has come.
@@ -97,6 +98,9 @@ impl View<'_> {
 
         let mut frames = FrameWriter::begin(out).map_err(BackupError::Write)?;
         frames.write(&Frame::Head(head)).map_err(BackupError::Write)?;
+        for settings in self.settings() {
+            frames.write(&Frame::Settings(settings)).map_err(BackupError::Write)?;
+        }
         let mut totals = Totals::default();
         for id in gone {
             totals.containers += 1;
@@ -136,6 +140,21 @@ impl View<'_> {
         progress(BackupProgress { done: total, total });
         let Totals { containers, images, zeros } = totals;
         Ok(BackedUp { state, base, containers, images, zeros, bytes: frames.bytes })
+    }
+
+    /// What has been laid down for the store, and for the containers that there are in this state, whichever that is: in
+    /// parts that have room in a frame, one at the least.
+    fn settings(&self) -> Vec<Settings> {
+        let Settings { quota, space_percent, containers } = self.store.state().settings.clone();
+        let here: BTreeSet<ContainerId> = self.containers().into_iter().collect();
+        let quotas: Vec<_> = containers.into_iter().filter(|(id, _)| here.contains(id)).collect();
+        let part = |quotas: &[(ContainerId, u64)]| Settings {
+            quota,
+            space_percent,
+            containers: quotas.iter().copied().collect(),
+        };
+        let (first, rest) = quotas.split_at(quotas.len().min(QUOTAS_MOST));
+        std::iter::once(part(first)).chain(rest.chunks(QUOTAS_MOST).map(part)).collect()
     }
 
     /// What is to be written: pages by container, and containers that are no more.

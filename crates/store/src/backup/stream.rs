@@ -7,13 +7,15 @@ use stead_model::{ContainerId, PAGE_SIZE, PageNo};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{RestoreError, StateId};
-use crate::format::{get_u32, get_u64, put};
+use crate::format::{TABLE_QUOTA_BYTES, get_u32, get_u64, put};
 use crate::planted::{self, Bug};
+use crate::settings::Settings;
 
 const MAGIC: &[u8; 8] = b"STEADBAK";
 
-/// The version that is written, and the newest that is read.
-const VERSION: u32 = 1;
+/// The version that is written, and the newest that is read. The first says nothing of settings.
+const VERSION: u32 = 2;
+const VERSION_SETTINGS: u32 = 2;
 
 /// Bytes before the first frame.
 const PREAMBLE: usize = 16;
@@ -26,6 +28,9 @@ const RUN: usize = 16;
 
 /// Most images in a frame.
 pub(super) const IMAGES_MOST: usize = 256;
+
+/// Most containers with a quota that a frame has room for.
+pub(super) const QUOTAS_MOST: usize = (PAYLOAD_MOST - SETTINGS_FIXED) / TABLE_QUOTA_BYTES;
 
 /// Most pages that a frame says are zero.
 pub(super) const ZEROS_MOST: u64 = 1 << 16;
@@ -42,6 +47,10 @@ const IMAGES: u8 = 3;
 const ZEROS: u8 = 4;
 const GONE: u8 = 5;
 const END: u8 = 6;
+const SETTINGS: u8 = 7;
+
+/// Bytes of settings before the containers with a quota.
+const SETTINGS_FIXED: usize = 16;
 
 /// What the stream is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +76,9 @@ pub(super) struct Totals {
 pub(super) enum Frame<'b> {
     /// First, and only there.
     Head(Head),
+    /// What has been laid down for the store and its containers: right behind the head, in version 1 not at all. Further
+    /// ones behind that name further containers.
+    Settings(Settings),
     /// What follows is this container's; numbers go up.
     Container(ContainerId),
     /// Images of neighbouring pages; page numbers go up within a container.
@@ -114,6 +126,10 @@ impl<'a> FrameWriter<'a> {
                 encode_head(head, buffer);
                 HEAD
             }
+            Frame::Settings(settings) => {
+                encode_settings(settings, buffer);
+                SETTINGS
+            }
             Frame::Container(id) => {
                 buffer.extend_from_slice(&u64::from(id.0).to_le_bytes());
                 CONTAINER
@@ -158,6 +174,7 @@ pub(super) struct FrameReader<'a> {
     offset: u64,
     /// Where the last one began.
     pub(super) last: u64,
+    version: u32,
 }
 
 impl<'a> FrameReader<'a> {
@@ -177,13 +194,18 @@ impl<'a> FrameReader<'a> {
         if got < PREAMBLE {
             return Err(RestoreError::Cut { offset: offset + got as u64 });
         }
-        let found = get_u32(&preamble, 8);
-        if found > VERSION {
-            return Err(RestoreError::Newer { found, known: VERSION });
+        let version = get_u32(&preamble, 8);
+        if version > VERSION {
+            return Err(RestoreError::Newer { found: version, known: VERSION });
         }
         let chain = first_seed(&preamble);
         let offset = offset + PREAMBLE as u64;
-        Ok(Some(FrameReader { input, chain, buffer: Vec::new(), offset, last: offset }))
+        Ok(Some(FrameReader { input, chain, buffer: Vec::new(), offset, last: offset, version }))
+    }
+
+    /// Whether settings come behind the head.
+    pub(super) fn has_settings(&self) -> bool {
+        self.version >= VERSION_SETTINGS
     }
 
     /// Bytes of the input that have been read.
@@ -344,6 +366,19 @@ fn decode_head(payload: &[u8]) -> Option<Head> {
     })
 }
 
+fn encode_settings(settings: &Settings, buffer: &mut Vec<u8>) {
+    buffer.extend_from_slice(&settings.quota.unwrap_or_default().to_le_bytes());
+    buffer.extend_from_slice(&settings.space_percent.unwrap_or_default().to_le_bytes());
+    buffer.extend_from_slice(&[0; 4]);
+    buffer.extend_from_slice(&settings.encode());
+}
+
+fn decode_settings(payload: &[u8]) -> Option<Settings> {
+    let (fixed, quotas) = payload.split_at_checked(SETTINGS_FIXED)?;
+    quotas.len().is_multiple_of(TABLE_QUOTA_BYTES).then_some(())?;
+    Settings::decode(get_u64(fixed, 0), get_u32(fixed, 8), quotas)
+}
+
 fn decode(frame: &[u8]) -> Option<Frame<'_>> {
     let (header, payload) = frame.split_at(FRAME_HEADER);
     if header[1..4] != [0; 3] {
@@ -362,6 +397,7 @@ fn decode(frame: &[u8]) -> Option<Frame<'_>> {
     };
     match (header[0], payload.len()) {
         (HEAD, _) => decode_head(payload).map(Frame::Head),
+        (SETTINGS, _) => decode_settings(payload).map(Frame::Settings),
         (CONTAINER, 8) => Some(Frame::Container(container()?)),
         (IMAGES, RUN..) => {
             let (first, count) = run(IMAGES_MOST as u64)?;

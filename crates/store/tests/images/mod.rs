@@ -1,5 +1,6 @@
 //! Images of stores as text: the length, then every 16 bytes that are not all zero, behind their offset. And stores to
 //! make such images of, whose pages hold a number each.
+#![allow(dead_code, reason = "each test file uses some of it")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -68,12 +69,15 @@ pub(crate) fn pages(view: &View<'_>) -> Pages {
 
 /// Writes what is on a medium to a file.
 pub(crate) fn write(medium: &CrashMedium, path: &Path) {
-    let len = medium.len().unwrap();
-    let mut text = format!("{len:#x}\n");
-    for offset in (0..len).step_by(16) {
-        let mut row = [0; 16];
-        medium.read(offset, &mut row).unwrap();
-        if row != [0; 16] {
+    let mut bytes = vec![0; medium.len().unwrap() as usize];
+    medium.read(0, &mut bytes).unwrap();
+    write_bytes(&bytes, path);
+}
+
+pub(crate) fn write_bytes(bytes: &[u8], path: &Path) {
+    let mut text = format!("{:#x}\n", bytes.len());
+    for (row, offset) in bytes.chunks(16).zip((0..).step_by(16)) {
+        if row.iter().any(|&byte| byte != 0) {
             let hex: String = row.iter().map(|byte| format!("{byte:02x}")).collect();
             writeln!(text, "{offset:x} {hex}").unwrap();
         }
@@ -83,18 +87,23 @@ pub(crate) fn write(medium: &CrashMedium, path: &Path) {
 
 /// A medium with an image on it.
 pub(crate) fn read(text: &str) -> CrashMedium {
-    let mut lines = text.lines();
-    let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
-    let mut bytes = vec![0; hex(lines.next().unwrap()) as usize];
-    for line in lines {
-        let (offset, row) = line.split_once(' ').unwrap();
-        for i in 0..16 {
-            bytes[hex(offset) as usize + i] = hex(&row[2 * i..2 * i + 2]) as u8;
-        }
-    }
+    let bytes = read_bytes(text);
     let medium = CrashMedium::new(0);
     medium.set_len(bytes.len() as u64).unwrap();
     medium.write(0, &[IoSlice::new(&bytes)]).unwrap();
     medium.sync().unwrap();
     medium
+}
+
+pub(crate) fn read_bytes(text: &str) -> Vec<u8> {
+    let mut lines = text.lines();
+    let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+    let mut bytes = vec![0; hex(lines.next().unwrap()) as usize];
+    for line in lines {
+        let (offset, row) = line.split_once(' ').unwrap();
+        for i in 0..row.len() / 2 {
+            bytes[hex(offset) as usize + i] = hex(&row[2 * i..2 * i + 2]) as u8;
+        }
+    }
+    bytes
 }
