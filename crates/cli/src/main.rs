@@ -16,6 +16,7 @@ mod ls;
 mod output;
 mod quota;
 mod restore;
+mod salvage;
 mod scrub;
 mod snapshot;
 mod stat;
@@ -100,6 +101,12 @@ enum Command {
     /// Every piece is checked before it is used, and the new store is read again from the disk before it gets its name:
     /// there is a whole store, or none. It has the quotas of the store that was backed up: `stead quota` lays down others.
     Restore(restore::Restore),
+    /// Go on, with consent, from the newest whole state of a store that is too damaged to be opened
+    ///
+    /// Where several blocks of what was stabilised last are damaged, a store is refused, because acknowledged stabilisations
+    /// cannot be had any more. This tells which, by number and time. With --give-up the store goes on from the state before
+    /// them; the damaged log is kept. It takes as much room again as the store has.
+    Salvage(salvage::Salvage),
     /// What this kernel, user and container allow, and what to do about what is missing
     Doctor {
         /// A store to look at too: does it open, does its file system take direct writes
@@ -122,6 +129,7 @@ fn main() -> ExitCode {
         Command::Snapshot(what) => answer(json, "snapshot", what.run()),
         Command::Backup(backup) => answer(json, "backup", backup.run(json)),
         Command::Restore(restore) => answer(json, "restore", restore.run()),
+        Command::Salvage(salvage) => answer(json, "salvage", salvage.run()),
         Command::Doctor { dir } => answer(json, "doctor", doctor::run(dir.as_deref())),
     }
 }

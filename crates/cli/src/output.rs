@@ -200,6 +200,11 @@ impl Failure {
         Failure { kind: word_of(error), exit_code: NOT_DONE, message }
     }
 
+    /// A failure of a kind that decides the exit code.
+    pub(crate) fn of_kind(kind: &'static str, why: &dyn fmt::Display) -> Failure {
+        Failure { kind, exit_code: exit_code_of(kind), message: why.to_string() }
+    }
+
     /// The command line asks for what cannot be.
     pub(crate) fn usage(why: &str) -> Failure {
         Failure { kind: "usage", exit_code: NOT_UNDERSTOOD, message: why.to_owned() }
@@ -216,19 +221,15 @@ fn exit_code_of(kind: &str) -> u8 {
     }
 }
 
-fn failure(kind: &'static str, why: &dyn fmt::Display) -> Failure {
-    Failure { kind, exit_code: exit_code_of(kind), message: why.to_string() }
-}
-
 impl From<SnapshotError> for Failure {
     fn from(error: SnapshotError) -> Failure {
-        failure(error.word(), &error)
+        Failure::of_kind(error.word(), &error)
     }
 }
 
 impl From<QuotaError> for Failure {
     fn from(error: QuotaError) -> Failure {
-        failure(error.word(), &error)
+        Failure::of_kind(error.word(), &error)
     }
 }
 
@@ -241,14 +242,14 @@ impl From<BackupError> for Failure {
                 let (kind, message) = (error.word(), error.to_string());
                 Failure { kind, exit_code: NOT_DONE, message }
             }
-            error => failure(error.word(), &error),
+            error => Failure::of_kind(error.word(), &error),
         }
     }
 }
 
 impl From<RestoreError> for Failure {
     fn from(error: RestoreError) -> Failure {
-        failure(stead::restore_word(&error), &error)
+        Failure::of_kind(stead::restore_word(&error), &error)
     }
 }
 
@@ -266,8 +267,8 @@ impl From<OpenError> for Failure {
         let advice = match kind {
             OpenErrorKind::NotAStore => "give the directory that a program opened with stead",
             OpenErrorKind::Damaged => {
-                "what is damaged is not used; restore the store from a backup, or go back to a \
-                 copy of its file `log`"
+                "what is damaged is not used; restore the store from a backup, go back to a copy of its \
+                 file `log`, or see with `stead salvage` which state can be had still"
             }
             OpenErrorKind::AddressesTaken => {
                 "try again: where the system puts libraries differs each time"
@@ -288,7 +289,7 @@ impl From<OpenError> for Failure {
 
 impl From<ContainerError> for Failure {
     fn from(error: ContainerError) -> Failure {
-        failure(error.word(), &error)
+        Failure::of_kind(error.word(), &error)
     }
 }
 

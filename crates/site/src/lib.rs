@@ -33,8 +33,8 @@ pub use stat::{ContainerStat, Counters, SiteStat, WrittenPages};
 pub use stead_heap::{Damaged, PageKind, PageUse, Report as CheckReport};
 pub use stead_memory::{Allowed, Finding, Support};
 pub use stead_store::{
-    BackedUp, BackupProgress, Restore, RestoreError, Restored, ScrubProgress, SnapshotInfo,
-    StateId, Written, word_of,
+    BackedUp, BackupProgress, OpenError as StoreOpenError, Restore, RestoreError, Restored,
+    SalvageError, Salvaged, ScrubProgress, SnapshotInfo, StateId, Written, salvage, word_of,
 };
 pub use step::rounds::Stable;
-pub use word::restore_word;
+pub use word::{restore_word, salvage_word};

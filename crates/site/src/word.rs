@@ -1,7 +1,9 @@
 //! One word for each way in which something is refused, for programs that decide by it and for the answers of the command.
 //! The words stay the same from version to version; `docs/command.md` lists them. Read [`SnapshotError::word`] first.
 
-use stead_store::{BackupError as CopyError, CommitError, ReadError, RestoreError, word_of};
+use stead_store::{
+    BackupError as CopyError, CommitError, ReadError, RestoreError, SalvageError, word_of,
+};
 
 use crate::error::{
     BackupError, ContainerError, OpenError, QuotaError, SnapshotError, StabiliseError,
@@ -109,6 +111,17 @@ pub fn restore_word(error: &RestoreError) -> &'static str {
         RestoreError::Write(error) => CommitError::word(error),
         RestoreError::Io { source, .. } | RestoreError::Input(source) => word_of(source),
         RestoreError::Unsound(_) => "system",
+    }
+}
+
+/// In which way a salvage was refused: `exists`, `no_space`, or as [`OpenError::kind`] says.
+#[must_use]
+pub fn salvage_word(error: &SalvageError) -> &'static str {
+    match error {
+        SalvageError::Open(error) => OpenError::kind_of_store(error).word(),
+        SalvageError::InTheWay { .. } => "exists",
+        SalvageError::Write(error) => error.word(),
+        SalvageError::Io { source, .. } => word_of(source),
     }
 }
 

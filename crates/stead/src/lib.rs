@@ -82,8 +82,8 @@ pub use stead_heap::{
 };
 pub use stead_model::{Address, PAGE_SIZE};
 pub use stead_site::{
-    BackedUp, BackupError, BackupProgress, Restore, RestoreError, Restored, StateId, Written,
-    backup, restore_word, word_of,
+    BackedUp, BackupError, BackupProgress, Restore, RestoreError, Restored, SalvageError, Salvaged,
+    StateId, StoreOpenError, Written, backup, restore_word, salvage, salvage_word, word_of,
 };
 pub use stead_site::{
     CheckError, ContainerError, ContainerOptions, ContainerStat, Counters, OpenError,

@@ -172,20 +172,19 @@ impl Store {
     /// # Errors
     /// One for each way in which that may not be possible; nothing has been changed then.
     pub fn open(dir: &Path) -> Result<(Store, OpenReport), OpenError> {
-        find_log(dir)?;
-        let log = dir.join(LOG);
-        let lock = DirectoryLock::take(dir).map_err(|error| match error {
-            LockError::Held(held) => OpenError::Held(held),
-            LockError::Io(source) => io_error(&dir.join(LOCK), "locking")(source),
-        })?;
+        let (lock, log) = own(dir)?;
         let medium = FileMedium::open(&log).map_err(io_error(&log, "opening"))?;
         // Behind the last opening of the log here that may fail: closing a descriptor lets go of the lock.
-        match lock.with_log(dir) {
-            Ok(lock) => open_at(Arc::new(medium), &log, Hold::Owner(lock)),
-            Err(LockError::Held(held)) => Err(OpenError::Held(held)),
-            Err(LockError::Io(source)) => Err(io_error(&log, "locking")(source)),
-        }
+        let lock = lock.with_log(dir).map_err(|error| error.of_opening(&log))?;
+        open_at(Arc::new(medium), &log, Hold::Owner(lock))
     }
+}
+
+/// Takes the lock of a store's directory; and where its log is.
+pub(crate) fn own(dir: &Path) -> Result<(DirectoryLock, PathBuf), OpenError> {
+    find_log(dir)?;
+    let lock = DirectoryLock::take(dir).map_err(|error| error.of_opening(&dir.join(LOCK)))?;
+    Ok((lock, dir.join(LOG)))
 }
 
 fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> OpenError + use<> {
@@ -335,7 +334,7 @@ fn format_medium(
     medium.sync()
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
@@ -407,9 +406,18 @@ pub(crate) struct DirectoryLock {
     log: Option<File>,
 }
 
-enum LockError {
+pub(crate) enum LockError {
     Held(Held),
     Io(io::Error),
+}
+
+impl LockError {
+    pub(crate) fn of_opening(self, path: &Path) -> OpenError {
+        match self {
+            LockError::Held(held) => OpenError::Held(held),
+            LockError::Io(source) => io_error(path, "locking")(source),
+        }
+    }
 }
 
 impl DirectoryLock {
@@ -448,7 +456,7 @@ impl DirectoryLock {
     }
 
     /// Locks the log as well: the file `lock` looks as if it could be deleted.
-    fn with_log(mut self, dir: &Path) -> Result<Self, LockError> {
+    pub(crate) fn with_log(mut self, dir: &Path) -> Result<Self, LockError> {
         let log = OpenOptions::new().read(true).write(true).open(dir.join(LOG));
         let log = log.map_err(LockError::Io)?;
         if !pin::own(&log).map_err(LockError::Io)? {

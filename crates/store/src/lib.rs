@@ -54,6 +54,7 @@ mod reader;
 mod recover;
 #[allow(unsafe_code)]
 mod ring;
+mod salvage;
 mod scrub;
 mod settings;
 mod shrink;
@@ -82,6 +83,7 @@ pub use keep::Maintained;
 pub use medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
 pub use read::{Run, Stored};
 pub use recover::OpenReport;
+pub use salvage::{SalvageError, Salvaged, salvage};
 pub use scrub::{ScrubProgress, Scrubbed};
 pub use snapshot::SnapshotError;
 pub use store::{Stat, Store, StoreHeader};

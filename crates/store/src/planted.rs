@@ -74,6 +74,8 @@ pub enum Bug {
     WrittenForgotten,
     /// What has been read of maps is never forgotten.
     MapKept,
+    /// A salvage does not look for what it gives up.
+    GivenUpUntold,
     /// A scrub reads images and does not look at them.
     ScrubLooksAway,
     /// What only the older root refers to is not looked at.

@@ -117,7 +117,7 @@ pub(crate) fn open_at(
 ) -> Result<(Store, OpenReport), OpenError> {
     let mut hold = hold;
     for _ in 0..READER_ATTEMPTS {
-        match try_open(Arc::clone(&medium), path, hold)? {
+        match try_open(Arc::clone(&medium), path, hold, None)? {
             Opening::Done(opened) => return Ok(*opened),
             Opening::Overtaken(again) => hold = again,
         }
@@ -126,13 +126,55 @@ pub(crate) fn open_at(
     Err(OpenError::Io { path: path.into(), action: "reading", source })
 }
 
+/// Opens a store at the newest state that can be proven whole, whatever may have been acknowledged behind it.
+pub(crate) fn open_giving_up(
+    medium: Arc<dyn Medium>,
+    path: &Path,
+    hold: Hold,
+) -> Result<(Store, Left), OpenError> {
+    let mut left = Left::default();
+    match try_open(medium, path, hold, Some(&mut left))? {
+        Opening::Done(opened) => Ok((opened.0, left)),
+        Opening::Overtaken(_) => unreachable!("only readers are overtaken"),
+    }
+}
+
+/// What is not in the state that a store was opened at.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// What the state behind it would have needed; nothing if it is the newest.
+    pub(crate) damages: Vec<Damage>,
+    /// The newest stabilisation that a root knows of.
+    pub(crate) acknowledged: u64,
+    /// The epoch of the state.
+    pub(crate) epoch: u64,
+}
+
+impl Left {
+    /// Takes note of damage, if that is how the store is opened; else it is an error.
+    fn or(left: &mut Option<&mut Left>, damage: Damage) -> Result<(), Damage> {
+        match left {
+            Some(left) => {
+                left.damages.push(damage);
+                Ok(())
+            }
+            None => Err(damage),
+        }
+    }
+}
+
 enum Opening {
     Done(Box<(Store, OpenReport)>),
     /// The root that a reader chose has been written over before it was pinned.
     Overtaken(Hold),
 }
 
-fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening, OpenError> {
+fn try_open(
+    medium: Arc<dyn Medium>,
+    path: &Path,
+    hold: Hold,
+    mut left: Option<&mut Left>,
+) -> Result<Opening, OpenError> {
     let io_error = |action, source| OpenError::Io { path: path.into(), action, source };
     let damaged = |damage| OpenError::Damaged { path: path.into(), damage };
     let read_error = |error| match error {
@@ -213,14 +255,16 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
         Replay::new(&disk, layout, store_id, space, root.position, hold.reading().is_some());
     let written_before = root.written.before(root.position.sequence);
     (replay.settings, replay.twins, replay.written) = (settings, root.twins, written_before);
-    replay.run().map_err(read_error)?;
+    if let Some(damage) = replay.run().map_err(read_error)? {
+        Left::or(&mut left, damage).map_err(damaged)?;
+    }
     if replay.position.sequence < newest.position.sequence {
         let offset = replay.position.place.offset();
         let what = format!(
             "the record chain ends behind stabilisation {}, though {} was acknowledged",
             replay.position.sequence, newest.position.sequence
         );
-        return Err(damaged(Damage::new(offset, what)));
+        Left::or(&mut left, Damage::new(offset, what)).map_err(damaged)?;
     }
     if newest.position.epoch > root.position.epoch && !planted::is(Bug::EpochForgotten) {
         // Nothing is appended in an epoch before both roots name it.
@@ -235,8 +279,16 @@ fn try_open(medium: Arc<dyn Medium>, path: &Path, hold: Hold) -> Result<Opening,
                     chunk.sequence
                 ));
             }
-            return Err(read_error(why));
+            match why {
+                ReadError::Damaged(damage) => Left::or(&mut left, damage).map_err(damaged)?,
+                refused @ ReadError::Io { .. } => return Err(read_error(refused)),
+            }
         }
+    }
+    if let Some(left) = left {
+        (left.acknowledged, left.epoch) = (newest.position.sequence, replay.position.epoch);
+        // Behind all that is given up.
+        replay.position.epoch = replay.position.epoch.max(newest.position.epoch);
     }
     let Replay { position, layer, mut space, report, replay_blocks, settings, written, .. } =
         replay;
@@ -502,7 +554,8 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn run(&mut self) -> Result<(), ReadError> {
+    /// What is damaged behind the last state that can be had, if something is.
+    fn run(&mut self) -> Result<Option<Damage>, ReadError> {
         self.space.note_chain(self.position.place);
         // Where the next chunk must lie, behind all that has been found.
         let mut cursor = self.position;
@@ -546,6 +599,7 @@ impl<'a> Replay<'a> {
             }
         }
         let under_way = cursor.sequence + 1;
+        let mut cut = None;
         if !open.is_empty() || self.resembles_next(&cursor)? {
             self.report.unfinished = Some(under_way);
         }
@@ -560,13 +614,13 @@ impl<'a> Replay<'a> {
                 chunk.sequence,
                 at.offset()
             );
-            return Err(Damage::new(cursor.place.offset(), what).into());
+            cut = Some(Damage::new(cursor.place.offset(), what));
         }
         self.space.note_chain(self.position.place);
         if !self.position.next_segment.is_none() {
             self.space.note_chain(self.position.next_segment);
         }
-        Ok(())
+        Ok(cut)
     }
 
     /// Whether what was missing at the cursor is there now: the owner has written it, and more, since it was looked
