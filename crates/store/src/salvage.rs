@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -104,12 +105,22 @@ pub fn salvage(dir: &Path, consent: bool) -> Result<Salvaged, SalvageError> {
     }
 
     let (new, kept) = (dir.join(LOG_SALVAGE), dir.join(LOG_DAMAGED));
-    if fs::symlink_metadata(&kept).is_ok() {
-        return Err(SalvageError::InTheWay { path: kept });
-    }
+    // One that was cut short may have given the log its second name already.
+    let is_kept = match fs::symlink_metadata(&kept) {
+        Ok(found) => {
+            let known = fs::metadata(&log).map_err(io_error(&log, "looking at"))?;
+            if (found.dev(), found.ino()) != (known.dev(), known.ino()) {
+                return Err(SalvageError::InTheWay { path: kept });
+            }
+            true
+        }
+        Err(_) => false,
+    };
     let made = salvaged.make(&log, &new, id).and_then(|()| {
         // There is a whole log under the name at any time.
-        fs::hard_link(&log, &kept).map_err(io_error(&kept, "keeping the damaged log as"))?;
+        if !is_kept {
+            fs::hard_link(&log, &kept).map_err(io_error(&kept, "keeping the damaged log as"))?;
+        }
         fs::rename(&new, &log).map_err(io_error(&new, "renaming"))?;
         sync_dir(dir).map_err(io_error(dir, "flushing"))
     });

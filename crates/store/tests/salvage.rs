@@ -194,6 +194,12 @@ fn what_is_whole_or_beyond_help_stays_as_it_is() {
     assert!(matches!(&error, SalvageError::InTheWay { path } if *path == kept), "{error}");
     assert!(fs::read(&log).unwrap() == damaged);
     fs::remove_file(&kept).unwrap();
+    // One that was killed just before the new log got its name is begun anew.
+    fs::hard_link(&log, &kept).unwrap();
+    fs::write(dir.path().join("log.salvage"), "half of it").unwrap();
+    assert_eq!(salvage(dir.path(), true).unwrap().damaged_log.as_ref(), Some(&kept));
+    assert!(fs::read(&kept).unwrap() == damaged);
+    assert_eq!(Store::open(dir.path()).unwrap().1.last_sequence, 7);
     // Somebody has it open.
     fs::write(&log, &good).unwrap();
     let store = Store::open(dir.path()).unwrap().0;
