@@ -278,3 +278,34 @@ fn quotas_outlive_a_kill() {
         println!("{} containers", said.len());
     }
 }
+
+#[test]
+fn how_large_the_file_may_be_and_what_its_maps_may_take() {
+    let Some(_alone) = common::alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    let store = open(&dir, Options::new().space_percent(Some(300)));
+    let c = container(&store, "c", None);
+    add_all(&c, 1..=1000);
+    store.stabilise().unwrap();
+    assert_eq!(store.stat().store.space_percent, 300);
+    for refused in [149, 10_001] {
+        let error = store.set_space_percent(Some(refused)).unwrap_err();
+        assert!(error.to_string().contains("150 at the least"), "{error}");
+    }
+    drop((c, store));
+    // The leaves for 64 MiB take a quarter of a MiB.
+    let most = 100 << 10;
+    let store = open(&dir, Options::new().space_percent(None).map_bytes_max(most));
+    assert_eq!(store.stat().store.space_percent, 300, "it was made with that");
+    let c = container(&store, "c", None);
+    for _ in 0..2 {
+        assert_eq!(blocks(&c), 1000);
+        let taken = store.stat().store.map_memory_bytes;
+        assert!((1..=most + (32 << 10)).contains(&taken), "{taken} of {most}");
+    }
+    store.set_space_percent(Some(150)).unwrap();
+    assert_eq!(store.stat().store.space_percent, 150);
+    drop((c, store));
+    assert_eq!(open(&dir, Options::new()).stat().store.space_percent, 150);
+}

@@ -85,7 +85,8 @@ impl Drop for Taken {
 
 /// Goes through all versions of all maps, with what it has come to.
 pub(crate) struct Forgetting {
-    /// What has become of the node at a place: the same for all that share it.
+    /// What has become of the node above others at a place: the same for all that share it. A leaf that versions have
+    /// in common below different nodes stays with the first of them.
     nodes: HashMap<Place, Child>,
     /// Bytes that may still be kept.
     left: u64,
@@ -111,17 +112,20 @@ impl Forgetting {
         if child.stored.is_never() || child.stored.is_lost() {
             return child.clone();
         }
-        if let Some(kept) = self.nodes.get(&child.stored.place) {
-            return kept.clone();
-        }
         let loaded = match &node.entries {
             Entries::Leaf(_) if self.keeps(node) => OnceLock::from(Arc::clone(node)),
             Entries::Leaf(_) => OnceLock::new(),
-            Entries::Inner(children) => self.kept_inner(node, children),
+            Entries::Inner(children) => {
+                if let Some(kept) = self.nodes.get(&child.stored.place) {
+                    return kept.clone();
+                }
+                let loaded = self.kept_inner(node, children);
+                let kept = Child { stored: child.stored, loaded: loaded.clone() };
+                self.nodes.insert(child.stored.place, kept);
+                loaded
+            }
         };
-        let kept = Child { stored: child.stored, loaded };
-        self.nodes.insert(child.stored.place, kept.clone());
-        kept
+        Child { stored: child.stored, loaded }
     }
 
     /// A node above others is kept for its own sake, or for that of what is kept below it.
