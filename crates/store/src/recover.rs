@@ -193,9 +193,13 @@ fn try_open(
         return Err(OpenError::NotAStore { path: path.into(), why });
     }
     let mut header = vec![0; header_len];
-    medium.read(0, &mut header).map_err(|source| io_error("reading", source))?;
+    let mut refused = read_header(&*medium, &mut header).err();
     let block = |index: u64| &header[index as usize * BLOCK..(index as usize + 1) * BLOCK];
-    let superblocks = decode_superblocks(SUPERBLOCKS.map(block), path)?;
+    let superblocks = decode_superblocks(SUPERBLOCKS.map(block), path);
+    let superblocks = superblocks.map_err(|error| match refused.take() {
+        Some(source) => io_error("reading", source),
+        None => error,
+    })?;
     let roots_of = |superblock: &Superblock| -> Vec<(usize, Root)> {
         let id = superblock.store_id;
         (0..2)
@@ -220,8 +224,9 @@ fn try_open(
         let known = ROOT_VERSION_NEWEST;
         return Err(OpenError::NewerFormat { path: path.into(), found, known });
     }
-    let newest = roots.first().map(|(_, root)| root.clone()).ok_or_else(|| {
-        damaged(Damage::new(Place(ROOTS[0]).offset(), "both roots are unreadable"))
+    let newest = roots.first().map(|(_, root)| root.clone()).ok_or_else(|| match refused {
+        Some(source) => io_error("reading", source),
+        None => damaged(Damage::new(Place(ROOTS[0]).offset(), "both roots are unreadable")),
     })?;
     let mut loaded = None;
     let mut first_error = None;
@@ -366,6 +371,21 @@ fn try_open(
     };
     store.heed(&store.state().settings);
     Ok(Opening::Done(Box::new((store, report))))
+}
+
+/// Reads the blocks before the first segment; those that the disk refuses to read are as good as damaged, and zero.
+fn read_header(medium: &dyn Medium, header: &mut [u8]) -> io::Result<()> {
+    if medium.read(0, header).is_ok() {
+        return Ok(());
+    }
+    let mut outcome = Ok(());
+    for (index, block) in (0..).zip(header.chunks_mut(BLOCK)) {
+        if let Err(error) = medium.read(Place(index).offset(), block) {
+            block.fill(0);
+            outcome = Err(error);
+        }
+    }
+    outcome
 }
 
 /// The superblock and its copy, as far as they are whole; one of them at the least.
@@ -658,15 +678,22 @@ impl<'a> Replay<'a> {
         cursor: &LogPosition,
         ordinal: usize,
     ) -> Result<Option<(Chunk, u64)>, ReadError> {
-        if let Some((chunk, checksum)) = self.header_at(cursor.place)?
-            && self.continues(cursor, ordinal, &chunk)
+        let header = self.header_at(cursor.place);
+        if let Ok(Some((chunk, _))) = &header
+            && self.continues(cursor, ordinal, chunk)
         {
-            return Ok(Some((chunk, checksum)));
+            return header;
         }
-        self.next_by_twin(cursor, ordinal)
+        // What the disk refuses to read, and not only once, is as good as damaged, if its twin's place can be read.
+        match (header, self.next_by_twin(cursor, ordinal)) {
+            (_, Ok(Some(found))) => Ok(Some(found)),
+            (Err(refused), twin) if twin.is_err() || !self.twins => Err(refused),
+            (_, Ok(None) | Err(_)) => Ok(None),
+        }
     }
 
-    /// The same by the twin of its header: that itself is damaged, or a crash has kept only the other.
+    /// The same by the twin of its header: that itself is damaged, or a crash has kept only the other. An error if there is
+    /// none where it can be read, and it may be where it cannot.
     fn next_by_twin(
         &mut self,
         cursor: &LogPosition,
@@ -679,9 +706,16 @@ impl<'a> Replay<'a> {
         let segment_end = cursor.place.plus(room);
         self.window.scanning = true;
         let mut found = None;
+        let mut refused = None;
         for blocks in RECORD_FIXED_BLOCKS..=self.layout.record_blocks().min(room) {
             let place = cursor.place.plus(blocks - 1);
-            let block = self.window.block(self.disk, place, segment_end)?;
+            let block = match self.window.block(self.disk, place, segment_end) {
+                Ok(block) => block,
+                Err(error) => {
+                    refused = Some(error);
+                    continue;
+                }
+            };
             let twin = Chunk::by_twin(block, self.store_id, blocks);
             // With the bug, one other: more might lead in circles.
             let another = planted::is(Bug::TwinOfAnother) && self.report.found_by_copy == 0;
@@ -694,7 +728,10 @@ impl<'a> Replay<'a> {
             }
         }
         self.window.scanning = false;
-        Ok(found)
+        match refused.filter(|_| found.is_none()) {
+            Some(error) => Err(error),
+            None => Ok(found),
+        }
     }
 
     /// Whether a chunk at the cursor is the chain's next.
@@ -714,8 +751,9 @@ impl<'a> Replay<'a> {
             return Ok(false);
         }
         let end = cursor.place.plus(self.layout.room(cursor.place));
-        let block = self.window.block(self.disk, cursor.place, end)?;
-        Ok(Chunk::resembles(block, self.store_id, cursor.epoch, cursor.serial))
+        let block = self.window.block(self.disk, cursor.place, end);
+        Ok(block
+            .is_ok_and(|block| Chunk::resembles(block, self.store_id, cursor.epoch, cursor.serial)))
     }
 
     fn is_in_chain(&self, chunk: &Chunk) -> bool {
@@ -820,7 +858,8 @@ impl<'a> Replay<'a> {
 
     /// What the block at `place` says of the chain behind chunk `behind`.
     fn onward(&mut self, place: Place, behind: u64, under_way: u64) -> Result<Onward, ReadError> {
-        let Some((at, chunk)) = self.chunk_of(place)? else { return Ok(Onward::Nothing) };
+        // One that the disk refuses to read tells nothing, as one that is damaged.
+        let Ok(Some((at, chunk))) = self.chunk_of(place) else { return Ok(Onward::Nothing) };
         if !self.is_in_chain(&chunk) || chunk.serial <= behind {
             return Ok(Onward::Nothing);
         }
@@ -884,8 +923,13 @@ impl Window {
             let blocks = self.blocks.min(end.0 - place.0);
             let bytes = &mut self.buffer.as_mut_slice()[..blocks as usize * BLOCK];
             // Past the cache: what was written past it is not there, and reading ahead is done here.
-            disk.read_from_disk(place.offset(), bytes)?;
-            (self.first, self.held) = (place, blocks);
+            let mut held = blocks;
+            if disk.read_from_disk(place.offset(), bytes).is_err() {
+                // Another of them may be what the disk refuses, or it refused only once.
+                disk.read_from_disk(place.offset(), &mut bytes[..BLOCK])?;
+                held = 1;
+            }
+            (self.first, self.held) = (place, held);
         }
         let at = (place.0 - self.first.0) as usize * BLOCK;
         Ok(&self.buffer.as_slice()[at..at + BLOCK])
