@@ -112,6 +112,11 @@ pub(crate) fn in_words(quota: Option<u64>) -> String {
     quota.map_or_else(|| "none".to_owned(), bytes)
 }
 
+/// How large the file may be for what is live, in words.
+pub(crate) fn may_have(percent: u32) -> String {
+    format!("{percent} hundredths of what is live, or 12 segments beyond it if that is more")
+}
+
 impl Report for Found {
     fn is_well(&self) -> bool {
         true
@@ -128,6 +133,6 @@ impl Report for Found {
             crate::say!("{:width$}  {quota:>10}  {taken:>10}", shown(&c.name));
         }
         let (live, percent) = (bytes(self.live_bytes), self.space_percent);
-        crate::say!("{live} are live; the file may have {percent} hundredths of that");
+        crate::say!("{live} are live; the file may have {}", may_have(percent));
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::output::{Outcome, Report, shown};
+use crate::quota::may_have;
 use crate::units::{ago, bytes};
 
 /// What there is.
@@ -190,7 +191,7 @@ impl Report for Found {
             self.free_segments,
             self.segments
         );
-        crate::say!("  may have             {} hundredths of what is live", self.space_percent);
+        crate::say!("  may have             {}", may_have(self.space_percent));
         if let Some(quota) = self.quota_bytes {
             crate::say!("  quota                {}", bytes(quota));
         }
