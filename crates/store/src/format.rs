@@ -3,7 +3,7 @@
 //!
 //! All numbers are little-endian. The unit of place is the block of [`BLOCK`] bytes.
 
-use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange};
+use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo, PageRange, WINDOW_COUNT};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::Damage;
@@ -370,11 +370,15 @@ impl Superblock {
         if !crate::space::SEGMENT_BLOCKS.contains(&segment_blocks) {
             return Err(BadSuperblock::Nonsense("segments of an impossible size"));
         }
+        let base_window = get_u32(block, 56);
+        if base_window >= WINDOW_COUNT {
+            return Err(BadSuperblock::Nonsense("addresses outside the range of all stores"));
+        }
         Ok(Superblock {
             format_version,
             segment_blocks,
             store_id: get_u128(block, 40),
-            base_window: get_u32(block, 56),
+            base_window,
             created: get_u64(block, 64),
         })
     }

@@ -117,7 +117,10 @@ impl Store {
         // Found by one of the two, and not yet by a later chunk to have been flushed, with its stabilisation.
         let mut halves: Vec<(u64, Damage)> = Vec::new();
         for serial in root.position.serial..end {
-            let (header, twin) = match self.header_and_twin(place, serial) {
+            // Where a root that was not opened says it lies, and what its chunks name, has not been looked at.
+            let is_inside = self.state().space.has(place);
+            let found = is_inside.then(|| self.header_and_twin(place, serial));
+            let (header, twin) = match found.unwrap_or(Ok((None, None))) {
                 Ok(found) => found,
                 Err(error) => {
                     damages.push(Damage::of(None, error));
@@ -305,5 +308,47 @@ impl Visitor for Visit<'_> {
 
     fn unreadable(&mut self, _: NodeId, error: ReadError) {
         self.damages.push(Damage::of(None, error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use stead_model::ContainerId;
+
+    use super::*;
+    use crate::directory::CreateOptions;
+    use crate::sim::CrashMedium;
+
+    #[test]
+    fn the_chain_of_a_root_that_was_not_opened_may_lie_anywhere() {
+        let medium = CrashMedium::new(1);
+        let options = CreateOptions { segment_blocks: Some(16), ..CreateOptions::default() };
+        let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
+        let mut batch = store.batch();
+        let id = PageId { container: ContainerId(1), page: PageNo(1) };
+        for value in 1..4 {
+            batch.push(id, |page| page.fill(value));
+            store.commit(&mut batch).unwrap();
+            store.checkpoint().unwrap();
+        }
+        let store_id = store.header.store_id;
+        drop(store);
+        let image = medium.bytes();
+        let block = |slot: usize| ROOTS[slot] as usize * BLOCK..(ROOTS[slot] as usize + 1) * BLOCK;
+        let roots = [0, 1].map(|slot| Root::decode(&image[block(slot)], store_id, slot).unwrap());
+        let older = usize::from(roots[0].generation > roots[1].generation);
+        for place in [0, 3, 15, 16, u64::MAX - 1, u64::MAX] {
+            let mut root = roots[older].clone();
+            root.position.place = Place(place);
+            root.position.serial -= 1;
+            let mut image = image.clone();
+            image[block(older)].copy_from_slice(&root.encode(store_id, older));
+            let medium = CrashMedium::with_bytes(0, &image);
+            let (store, _) = Store::open_on(Arc::new(medium)).unwrap();
+            let verified = store.verify(&mut |_| {}).unwrap();
+            assert!(verified.damages[0].what.contains("the record chain"), "{verified:?}");
+        }
     }
 }

@@ -57,12 +57,12 @@ impl<'a> Next<'a> {
         }
         let store = self.store;
         let mut relocation = Relocation::default();
-        let mut known: HashMap<(ContainerId, Place), Arc<Tree>> = HashMap::new();
+        let mut known: HashMap<(ContainerId, u8, Place), Arc<Tree>> = HashMap::new();
         let mut sink = |id: NodeId, block: &[u8]| cold.append(store, Entry::Node(id), block);
         let mut relocated = |trees: &Trees| -> Result<Trees, CommitError> {
             let mut moved = trees.clone();
             for (container, tree) in &mut moved {
-                let key = (*container, tree.root().place);
+                let key = (*container, tree.levels(), tree.root().place);
                 if let Some(known) = known.get(&key) {
                     tree.clone_from(known);
                     continue;

@@ -505,6 +505,11 @@ pub(crate) fn load_table(
     let versions = Versions::decode(trees, root.pinned, version_bytes)
         .ok_or_else(|| nonsense("names snapshots that cannot be"))?;
     let snapshots = versions.snapshots.list.iter().flat_map(|snapshot| snapshot.trees.values());
+    // Snapshots get the generations of roots as numbers, and later ones higher numbers.
+    let numbers = versions.snapshots.list.iter().map(|snapshot| snapshot.info.number);
+    if numbers.max().is_some_and(|number| number > root.generation) {
+        return Err(nonsense("names snapshots that cannot be"));
+    }
     let can_be = |at: Located| at.is_never() || space.has(at.place);
     if !versions.live.values().chain(snapshots).all(|tree| can_be(tree.root())) {
         return Err(nonsense("names a map beyond the end of the file"));

@@ -116,21 +116,34 @@ fn opening_what_is_no_store() {
     assert!(matches!(Store::open(dir.path()).unwrap_err(), OpenError::NotAStore { .. }));
 }
 
+/// Writes into both superblocks, with the right checksums.
+fn change(dir: &Path, at: usize, bytes: &[u8]) {
+    let log = dir.join("log");
+    let mut all = fs::read(&log).unwrap();
+    for superblock in [0, 3] {
+        let block = &mut all[superblock * 4096..][..4096];
+        block[at..at + bytes.len()].copy_from_slice(bytes);
+        let magic = u64::from_le_bytes(*b"STEADLOG");
+        let seal = xxhash_rust::xxh3::xxh3_64_with_seed(&block[..4088], magic);
+        block[4088..].copy_from_slice(&seal.to_le_bytes());
+    }
+    fs::write(&log, all).unwrap();
+}
+
+#[test]
+fn opening_a_store_with_addresses_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(new_store(dir.path()));
+    change(dir.path(), 56, &stead_model::WINDOW_COUNT.to_le_bytes());
+    let error = Store::open(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::NotAStore { .. }), "{error}");
+    words(&error, &["addresses outside the range"]);
+    change(dir.path(), 56, &(stead_model::WINDOW_COUNT - 1).to_le_bytes());
+    Store::open(dir.path()).unwrap();
+}
+
 #[test]
 fn opening_a_newer_format() {
-    use xxhash_rust::xxh3::xxh3_64_with_seed;
-    let magic = u64::from_le_bytes(*b"STEADLOG");
-    let change = |dir: &Path, at: usize, bytes: &[u8]| {
-        let log = dir.join("log");
-        let mut all = fs::read(&log).unwrap();
-        for superblock in [0, 3] {
-            let block = &mut all[superblock * 4096..][..4096];
-            block[at..at + bytes.len()].copy_from_slice(bytes);
-            let seal = xxh3_64_with_seed(&block[..4088], magic);
-            block[4088..].copy_from_slice(&seal.to_le_bytes());
-        }
-        fs::write(&log, all).unwrap();
-    };
     let dir = tempfile::tempdir().unwrap();
     drop(new_store(dir.path()));
     change(dir.path(), 24, &[0, 1]);

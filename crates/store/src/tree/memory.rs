@@ -85,9 +85,9 @@ impl Drop for Taken {
 
 /// Goes through all versions of all maps, with what it has come to.
 pub(crate) struct Forgetting {
-    /// What has become of the node above others at a place: the same for all that share it. A leaf that versions have
-    /// in common below different nodes stays with the first of them.
-    nodes: HashMap<Place, Child>,
+    /// What has become of the node above others at a place, by its level too: the same for all that share it. A leaf that
+    /// versions have in common below different nodes stays with the first of them.
+    nodes: HashMap<(Place, u8), Child>,
     /// Bytes that may still be kept.
     left: u64,
 }
@@ -106,7 +106,7 @@ impl Forgetting {
         keeps
     }
 
-    fn kept(&mut self, child: &Child) -> Child {
+    fn kept(&mut self, child: &Child, level: u8) -> Child {
         let Some(node) = child.loaded.get() else { return child.clone() };
         // What has been changed cannot be read again. There is no such thing in a map that is in force.
         if child.stored.is_never() || child.stored.is_lost() {
@@ -116,12 +116,13 @@ impl Forgetting {
             Entries::Leaf(_) if self.keeps(node) => OnceLock::from(Arc::clone(node)),
             Entries::Leaf(_) => OnceLock::new(),
             Entries::Inner(children) => {
-                if let Some(kept) = self.nodes.get(&child.stored.place) {
+                let key = (child.stored.place, level);
+                if let Some(kept) = self.nodes.get(&key) {
                     return kept.clone();
                 }
-                let loaded = self.kept_inner(node, children);
+                let loaded = self.kept_inner(node, children, level);
                 let kept = Child { stored: child.stored, loaded: loaded.clone() };
-                self.nodes.insert(child.stored.place, kept);
+                self.nodes.insert(key, kept);
                 loaded
             }
         };
@@ -129,10 +130,16 @@ impl Forgetting {
     }
 
     /// A node above others is kept for its own sake, or for that of what is kept below it.
-    fn kept_inner(&mut self, node: &Arc<Node>, children: &[Child; FANOUT]) -> OnceLock<Arc<Node>> {
+    fn kept_inner(
+        &mut self,
+        node: &Arc<Node>,
+        children: &[Child; FANOUT],
+        level: u8,
+    ) -> OnceLock<Arc<Node>> {
         let keeps = self.keeps(node);
+        let lower = level.saturating_sub(1);
         let new: Box<[Child; FANOUT]> =
-            Box::new(std::array::from_fn(|slot| self.kept(&children[slot])));
+            Box::new(std::array::from_fn(|slot| self.kept(&children[slot], lower)));
         let has_loaded = |children: &[Child; FANOUT]| {
             children.iter().filter(|child| child.loaded.get().is_some()).count()
         };
@@ -163,6 +170,6 @@ impl Tree {
     /// The same map without those nodes in memory that have not been used since the last time, nor those for which there is
     /// no room. It must be one that is in force, and so stored.
     pub(crate) fn without_idle(&self, forgetting: &mut Forgetting) -> Tree {
-        Tree { root: forgetting.kept(&self.root), ..self.clone() }
+        Tree { root: forgetting.kept(&self.root, self.levels), ..self.clone() }
     }
 }

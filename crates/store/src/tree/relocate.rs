@@ -61,8 +61,9 @@ impl Moves {
 /// What has come of moves so far, over all versions.
 #[derive(Debug, Default)]
 pub(crate) struct Relocation {
-    /// What has become of the node at a place: the same for all that refer to it.
-    nodes: HashMap<Place, Child>,
+    /// What has become of the node at a place, by its level too: the same for all that refer to it. On a disk that lies
+    /// a block may be leaf and inner node at once.
+    nodes: HashMap<(Place, u8), Child>,
     /// Blocks that no version refers to any more when all have been gone through.
     pub(crate) released: HashSet<Place>,
     /// Blocks that they refer to instead.
@@ -112,7 +113,7 @@ impl<E: From<ReadError>> Mover<'_, E> {
             return Ok(child.clone());
         }
         let place = child.stored.place;
-        if let Some(moved) = self.relocation.nodes.get(&place) {
+        if let Some(moved) = self.relocation.nodes.get(&(place, id.level)) {
             return Ok(moved.clone());
         }
         let lost;
@@ -157,7 +158,7 @@ impl<E: From<ReadError>> Mover<'_, E> {
             self.relocation.taken.insert(stored.place);
             Child { stored, loaded: new.into() }
         };
-        self.relocation.nodes.insert(place, moved.clone());
+        self.relocation.nodes.insert((place, id.level), moved.clone());
         Ok(moved)
     }
 
@@ -176,5 +177,54 @@ impl<E: From<ReadError>> Mover<'_, E> {
             }
         }
         new.map(Entries::Leaf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{BLOCK, put};
+    use crate::tree::memory::{Forgetting, MapMemory};
+
+    /// A disk on which each block, leaf or inner node, refers to itself.
+    struct Circular(MapMemory);
+
+    impl Nodes for Circular {
+        fn load(&self, _: NodeId, _: &Origins, at: Located) -> Result<Vec<u8>, ReadError> {
+            let mut block = vec![0; BLOCK];
+            put(&mut block, 0, &at.place.0.to_le_bytes());
+            put(&mut block, 8, &at.checksum.to_le_bytes());
+            Ok(block)
+        }
+
+        fn memory(&self) -> &MapMemory {
+            &self.0
+        }
+    }
+
+    #[test]
+    fn a_block_may_be_leaf_and_inner_node_at_once() {
+        let nodes = Circular(MapMemory::new(1 << 20));
+        let (container, at) = (ContainerId(1), Located { place: Place(20), checksum: 1 });
+        let leaf = NodeId { container, level: 0, index: 0 };
+        let mut moves = Moves::default();
+        moves.node(container, leaf, at.place);
+        let (mut relocation, mut forgetting) =
+            (Relocation::default(), Forgetting::of(nodes.memory()));
+        let mut end = 100;
+        let mut sink = |_: NodeId, _: &[u8]| {
+            end += 1;
+            Ok::<_, ReadError>(Located { place: Place(end), checksum: 1 })
+        };
+        for levels in [1, 2, 3] {
+            let tree = Tree::stored(container, Origins::default(), levels, at, 1).unwrap();
+            assert_eq!(tree.find_node(leaf, &nodes).unwrap(), Some(at.place));
+            let kept = tree.without_idle(&mut forgetting);
+            assert_eq!(kept.find_node(leaf, &nodes).unwrap(), Some(at.place));
+            let moved = tree.relocate(&moves, &mut relocation, &nodes, &mut sink);
+            let moved = moved.unwrap().expect("the leaf is to be moved");
+            let found = moved.find_node(leaf, &nodes).unwrap();
+            assert!(found.is_some_and(|place| place > at.place), "{levels} levels: {found:?}");
+        }
     }
 }
