@@ -121,7 +121,7 @@ fn watch(at_work: Arc<(AtomicU64, AtomicU64)>) {
 }
 
 fn material() -> Result<Material, Box<dyn std::error::Error>> {
-    let forgers = (0..3).map(Forger::new).collect::<Result<_, _>>()?;
+    let forgers = (0..Forger::KINDS).map(Forger::new).collect::<Result<_, _>>()?;
     let dir = containers::directory()?;
     let store = Store::create(&dir.path().join("store"), &CreateOptions::default())?;
     let mut batch = store.batch();
@@ -183,7 +183,7 @@ fn one(material: &Material, seed: u64) -> Result<&'static str, String> {
         }
         _ => {
             let forger = &material.forgers[(seed / 8) as usize % material.forgers.len()];
-            match try_everything(&forger.forge(seed)) {
+            match try_everything(&forger.forge(seed), seed) {
                 Outcome::Refused => "stores refused",
                 Outcome::Opened => "stores opened",
             }

@@ -2,14 +2,17 @@
 //! too. Whatever is in them, opening, reading, checking and going on must end, with an answer or an error.
 //! Backups likewise. Read [`Forger`] first.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
 use super::damage::Subject;
+use super::groups::commit_as_group;
 use super::{CrashMedium, SplitMix};
 use crate::backup::{self, Restore};
+use crate::batch::Batch;
 use crate::cold::extent_checksum;
 use crate::format::{
     BLOCK, Chunk, ChunkKind, Entry, Located, NodeId, Place, ROOTS, Root, SUPERBLOCKS, Sealer,
@@ -29,14 +32,26 @@ struct Link {
     at: usize,
 }
 
+/// A chunk of the record chain.
+#[derive(Clone, Copy)]
+struct InChain {
+    serial: u64,
+    /// Where its header lies, and that header's twin.
+    header: Place,
+    twin: Place,
+    /// The header's checksum, before anything is forged, and the one before it that it names.
+    checksum: u64,
+    previous: u64,
+}
+
 /// One store's image, and where its checksums stand.
 pub struct Forger {
     bytes: Vec<u8>,
     store_id: u128,
     /// Children come before their parents.
     links: Vec<Link>,
-    /// The places of the record chain's headers, in its order, each with that of its twin.
-    chain: Vec<(Place, Place)>,
+    /// The record chain, in its order.
+    chain: Vec<InChain>,
     /// The places of headers beside it.
     cold: Vec<Place>,
 }
@@ -57,12 +72,21 @@ pub enum Outcome {
 }
 
 impl Forger {
-    /// The image of the subject of this seed.
+    /// How many kinds of stores there are to be forged.
+    pub const KINDS: u64 = 3;
+
+    /// The image of the subject of this seed: by itself; with settings, a branch and more snapshots; or with groups of
+    /// stabilisations.
     ///
     /// # Errors
     /// If it cannot be made.
     pub fn new(seed: u64) -> Result<Self, String> {
         let bytes = Subject::new(seed)?.image().to_vec();
+        let bytes = match seed % Forger::KINDS {
+            0 => bytes,
+            1 => with_settings(&bytes)?,
+            _ => with_groups(&bytes)?,
+        };
         let block = |place: u64| &bytes[place as usize * BLOCK..][..BLOCK];
         let store_id = Superblock::decode(block(SUPERBLOCKS[0]))
             .map_err(|error| format!("{error:?}"))?
@@ -74,22 +98,28 @@ impl Forger {
             cold: Vec::new(),
             bytes: Vec::new(),
         };
-        let mut serials = Vec::new();
         for place in 16..(bytes.len() / BLOCK) as u64 {
             match Chunk::decode(block(place), store_id) {
                 Some((chunk, _)) if chunk.kind == ChunkKind::Cold => forger.cold.push(Place(place)),
-                Some((chunk, _)) => {
-                    let twin = Place(place + chunk.blocks() - 1);
-                    serials.push((chunk.serial, (Place(place), twin)));
-                }
+                Some((chunk, checksum)) => forger.chain.push(InChain {
+                    serial: chunk.serial,
+                    header: Place(place),
+                    twin: Place(place + chunk.blocks() - 1),
+                    checksum,
+                    previous: chunk.previous,
+                }),
                 None => {}
             }
         }
-        serials.sort_unstable();
-        forger.chain = serials.into_iter().map(|(_, place)| place).collect();
+        forger.chain.sort_unstable_by_key(|chunk| (chunk.serial, chunk.header));
         forger.bytes.clone_from(&bytes);
+        let mut tables = Vec::new();
         for (slot, place) in ROOTS.into_iter().enumerate() {
             let root = Root::decode(block(place), store_id, slot).ok_or("no root")?;
+            let blocks = root.table.iter().flat_map(|extent| {
+                (0..u64::from(extent.blocks)).map(|block| extent.place.plus(block))
+            });
+            tables.extend(blocks);
             let Some(extent) = root.table.first() else { continue };
             for row in 0..root.containers as usize {
                 let at = row * TABLE_CONTAINER_BYTES;
@@ -97,12 +127,37 @@ impl Forger {
                 let container = ContainerId(get_u32(bytes, at));
                 let level = get_u32(bytes, at + 4) as u8 - 1;
                 let child = Place(get_u64(bytes, at + 8));
-                let node = NodeId { container, level, index: 0 };
-                forger.node(node, child);
-                forger.links.push(Link { entry: Entry::Node(node), parent, at: at + 8 });
+                forger.map(NodeId { container, level, index: 0 }, child, parent, at + 8);
+            }
+        }
+        // What snapshots have stands somewhere behind that.
+        let (store, _) = Store::open_on(Arc::new(CrashMedium::with_bytes(0, &bytes)))
+            .map_err(|error| error.to_string())?;
+        let snapshots = store.state().snapshots.list.clone();
+        for tree in snapshots.iter().flat_map(|snapshot| snapshot.trees.values()) {
+            let level = tree.levels() - 1;
+            let node = NodeId { container: tree.container(), level, index: 0 };
+            let Located { place, checksum } = tree.root();
+            let root = [place.0.to_le_bytes(), checksum.to_le_bytes()].concat();
+            for &parent in &tables {
+                let found = block(parent.0).windows(root.len()).position(|bytes| bytes == root);
+                if let Some(at) = found {
+                    forger.map(node, place, parent, at);
+                }
             }
         }
         Ok(forger)
+    }
+
+    /// Takes note of a map whose root is named there. What several share belongs to the first of them.
+    fn map(&mut self, root: NodeId, place: Place, parent: Place, at: usize) {
+        if self.links.iter().any(|link| link.parent == parent && link.at == at) {
+            return;
+        }
+        if !self.links.iter().any(|link| link.parent == place) {
+            self.node(root, place);
+        }
+        self.links.push(Link { entry: Entry::Node(root), parent, at });
     }
 
     fn block(&self, place: Place) -> &[u8] {
@@ -121,7 +176,9 @@ impl Forger {
             } else {
                 let index = id.index << 8 | slot as u32;
                 let below = NodeId { level: id.level - 1, index, ..id };
-                self.node(below, child);
+                if !self.links.iter().any(|link| link.parent == child) {
+                    self.node(below, child);
+                }
                 Entry::Node(below)
             };
             self.links.push(Link { entry, parent: place, at: slot * 16 });
@@ -139,8 +196,8 @@ impl Forger {
         self.seal(&mut bytes);
         // Now and then headers are found by their twins only.
         if random.below(3) == 0 {
-            for &(header, _) in self.chain.iter().filter(|_| random.below(2) == 0) {
-                bytes[header.0 as usize * BLOCK] ^= 1;
+            for chunk in self.chain.iter().filter(|_| random.below(2) == 0) {
+                bytes[chunk.header.0 as usize * BLOCK] ^= 1;
             }
         }
         bytes
@@ -161,7 +218,7 @@ impl Forger {
             1..3 => Place(ROOTS[random.below(2) as usize]),
             3..5 => any(&tables(), random),
             5..7 => self.links[random.below(self.links.len() as u64) as usize].parent,
-            7 | 8 => self.chain[random.below(self.chain.len() as u64) as usize].0,
+            7 | 8 => self.chain[random.below(self.chain.len() as u64) as usize].header,
             _ => any(&self.cold, random),
         };
         let blocks = (bytes.len() / BLOCK) as u64;
@@ -191,21 +248,27 @@ impl Forger {
                 put(bytes, parent + 8, &checksum.to_le_bytes());
             }
         }
-        let mut previous: Option<u64> = None;
-        for &(place, twin) in &self.chain {
-            let block = &mut bytes[range(place)];
-            if let Some(previous) = previous {
-                put(block, 64, &previous.to_le_bytes());
+        // What each checksum of a header has become.
+        let mut sealed: BTreeMap<u64, u64> = BTreeMap::new();
+        for chunk in &self.chain {
+            let block = &mut bytes[range(chunk.header)];
+            if let Some(now) = sealed.get(&chunk.previous)
+                && get_u64(block, 64) == chunk.previous
+            {
+                put(block, 64, &now.to_le_bytes());
             }
-            previous = Some(Chunk::seal(block));
+            sealed.insert(chunk.checksum, Chunk::seal(block));
             let header = block.to_vec();
-            Chunk::encode_twin(&header, &mut bytes[range(twin)]);
+            Chunk::encode_twin(&header, &mut bytes[range(chunk.twin)]);
         }
         for &place in &self.cold {
             Chunk::seal(&mut bytes[range(place)]);
         }
         for (slot, root) in ROOTS.into_iter().enumerate() {
             let start = range(Place(root)).start;
+            if let Some(now) = sealed.get(&get_u64(bytes, start + 80)) {
+                put(bytes, start + 80, &now.to_le_bytes());
+            }
             let extents = get_u32(bytes, start + 12).min(8) as usize;
             let mut index = 0;
             let fixed = if get_u32(bytes, start + 8) < 5 { 128 } else { 224 };
@@ -321,9 +384,110 @@ fn number(random: &mut SplitMix, usual: u64) -> u64 {
     }
 }
 
-/// Opens an image and does everything with it that can be done. Only ends, or panics.
+/// The store of an image, gone on with.
+fn go_on(
+    bytes: &[u8],
+    with: impl FnOnce(&Store) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<Vec<u8>, String> {
+    let medium = CrashMedium::with_bytes(0, bytes);
+    let (store, _) = Store::open_on(Arc::new(medium.clone())).map_err(|error| error.to_string())?;
+    with(&store).map_err(|error| error.to_string())?;
+    drop(store);
+    Ok(medium.bytes())
+}
+
+/// Some pages of some containers.
+fn push_some(batch: &mut Batch, random: &mut SplitMix) {
+    for _ in 0..1 + random.below(6) {
+        let container = ContainerId(random.below(4) as u32);
+        let far = if random.below(4) == 0 { 3000 } else { 0 };
+        let id = PageId { container, page: PageNo(far + random.below(9)) };
+        match random.below(5) {
+            0 => batch.zero(id),
+            _ => batch.push(id, |page| page.fill(random.below(256) as u8)),
+        }
+    }
+}
+
+/// With quotas, a branch, and snapshots before and behind them.
+fn with_settings(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    go_on(bytes, |store| {
+        let (mut random, mut batch) = (SplitMix(1), store.batch());
+        let origin = store.snapshots().first().ok_or("it has a snapshot")?.name.clone();
+        store.set_quota(Some(1 << 40))?;
+        store.set_space_percent(Some(300))?;
+        store.set_container_quota(ContainerId(1), Some(1 << 30))?;
+        store.branch(&origin, ContainerId(1), ContainerId(7))?;
+        for name in ["second", "third"] {
+            push_some(&mut batch, &mut random);
+            store.commit(&mut batch)?;
+            store.take_snapshot(name)?;
+        }
+        push_some(&mut batch, &mut random);
+        store.commit(&mut batch)?;
+        Ok(())
+    })
+}
+
+/// With stabilisations behind the roots that shared flushes.
+fn with_groups(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    go_on(bytes, |store| {
+        let mut random = SplitMix(2);
+        for _ in 0..3 {
+            let mut batches = [store.batch(), store.batch(), store.batch()];
+            for (association, batch) in (1..).zip(&mut batches) {
+                batch.set_association(association);
+                push_some(batch, &mut random);
+            }
+            let [a, b, c] = &mut batches;
+            for committed in commit_as_group(store, &mut [a, b, c]) {
+                committed?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// One thing that is done with a store, by chance. What is wrong is told or not; what counts is that it ends.
+fn step(store: &Store, batch: &mut Batch, random: &mut SplitMix) {
+    let some_snapshot = |random: &mut SplitMix| {
+        let snapshots = store.snapshots();
+        let some = snapshots.get(random.below(4) as usize);
+        some.map_or_else(|| format!("new {}", random.below(9)), |known| known.name.clone())
+    };
+    match random.below(14) {
+        0..4 => {
+            push_some(batch, random);
+            let _ = store.commit(batch);
+        }
+        4 => {
+            batch.drop_container(ContainerId(random.below(9) as u32));
+            let _ = store.commit(batch);
+        }
+        5 => drop(store.checkpoint()),
+        6 | 7 => drop((0..10).find(|_| !store.maintain().is_ok_and(|done| done.more))),
+        8 => drop(store.take_snapshot(&some_snapshot(random))),
+        9 => drop(store.drop_snapshot(&some_snapshot(random))),
+        10 => drop(store.go_back(&some_snapshot(random))),
+        11 => {
+            let (origin, new) = (random.below(9) as u32, random.below(12) as u32);
+            let from = some_snapshot(random);
+            let _ = store.branch(&from, ContainerId(origin), ContainerId(new));
+        }
+        12 => {
+            let container = ContainerId(random.below(9) as u32);
+            let quota = (random.below(3) > 0).then(|| random.next_u64() >> random.below(64));
+            drop(store.set_container_quota(container, quota));
+            drop(store.set_quota(quota));
+            drop(store.set_space_percent(quota.map(|quota| quota as u32)));
+        }
+        _ => drop(store.verify(&mut |_| {})),
+    }
+}
+
+/// Opens an image, reads it, and does with it what this seed says, as nobody does who looks first. Only ends, or panics.
 #[must_use]
-pub fn try_everything(bytes: &[u8]) -> Outcome {
+pub fn try_everything(bytes: &[u8], seed: u64) -> Outcome {
     let medium = CrashMedium::with_bytes(0, bytes);
     let Ok((store, _)) = Store::open_on(Arc::new(medium.clone())) else { return Outcome::Refused };
     read(&store.view());
@@ -334,15 +498,9 @@ pub fn try_everything(bytes: &[u8]) -> Outcome {
     }
     // What is wrong is told or not; what counts is that it ends.
     let _ = store.verify(&mut |_| {});
-    let mut batch = store.batch();
-    for container in 0..3 {
-        let id = PageId { container: ContainerId(container), page: PageNo(1) };
-        batch.push(id, |page| page.fill(7));
-    }
-    for _ in 0..2 {
-        let _ = store.commit(&mut batch);
-        let _ = store.checkpoint();
-        let _ = store.maintain();
+    let (mut batch, mut random) = (store.batch(), SplitMix(!seed));
+    for _ in 0..4 + random.below(10) {
+        step(&store, &mut batch, &mut random);
     }
     for snapshot in store.snapshots() {
         let _ = store.drop_snapshot(&snapshot.name);
