@@ -186,6 +186,7 @@ fn one(material: &Material, seed: u64) -> Result<&'static str, String> {
             match try_everything(&forger.forge(seed), seed) {
                 Outcome::Refused => "stores refused",
                 Outcome::Opened => "stores opened",
+                Outcome::Salvaged => "stores salvaged",
             }
         }
     })
@@ -216,6 +217,6 @@ fn spoilt(material: &Material, seed: u64) -> Vec<u8> {
 fn restore(material: &Material, stream: &[u8]) -> &'static str {
     match try_restore(&material.dir.path().join("restored"), stream) {
         Outcome::Refused => "backups refused",
-        Outcome::Opened => "backups restored",
+        Outcome::Opened | Outcome::Salvaged => "backups restored",
     }
 }

@@ -18,6 +18,7 @@ use crate::format::{
     BLOCK, Chunk, ChunkKind, Entry, Located, NodeId, Place, ROOTS, Root, SUPERBLOCKS, Sealer,
     Superblock, TABLE_CONTAINER_BYTES, get_u32, get_u64, put,
 };
+use crate::recover::{Hold, open_giving_up};
 use crate::store::Store;
 use crate::view::View;
 
@@ -69,6 +70,8 @@ pub enum Outcome {
     Refused,
     /// It opens, or is.
     Opened,
+    /// It opens at an earlier state, as for a salvage.
+    Salvaged,
 }
 
 impl Forger {
@@ -489,7 +492,17 @@ fn step(store: &Store, batch: &mut Batch, random: &mut SplitMix) {
 #[must_use]
 pub fn try_everything(bytes: &[u8], seed: u64) -> Outcome {
     let medium = CrashMedium::with_bytes(0, bytes);
-    let Ok((store, _)) = Store::open_on(Arc::new(medium.clone())) else { return Outcome::Refused };
+    let (store, outcome) = match Store::open_on(Arc::new(medium.clone())) {
+        Ok((store, _)) => (store, Outcome::Opened),
+        // As a salvage goes on with it.
+        Err(_) => {
+            let path = Path::new("log");
+            match open_giving_up(Arc::new(medium.clone()), path, Hold::Alone) {
+                Ok((store, _)) if store.move_chain().is_ok() => (store, Outcome::Salvaged),
+                _ => return Outcome::Refused,
+            }
+        }
+    };
     read(&store.view());
     for snapshot in store.snapshots() {
         if let Ok(view) = store.view_snapshot(&snapshot.name) {
@@ -507,7 +520,7 @@ pub fn try_everything(bytes: &[u8], seed: u64) -> Outcome {
     }
     drop(store);
     let _ = Store::open_on(Arc::new(medium));
-    Outcome::Opened
+    outcome
 }
 
 fn read(view: &View<'_>) {
