@@ -495,7 +495,8 @@ pub(crate) fn load_table(
     // Behind a chunk there is always room for another one and a block of its own.
     if !space.has(position.place)
         || layout.room(position.place) < 2
-        || !position.next_segment.is_none() && !space.has(position.next_segment)
+        || !position.next_segment.is_none()
+            && !(space.has(position.next_segment) && layout.is_start(position.next_segment))
     {
         return Err(nonsense("lies apart from the record chain"));
     }
@@ -748,6 +749,7 @@ impl<'a> Replay<'a> {
             && chunk.ordinal as usize == ordinal
             && chunk.blocks() <= self.layout.room(cursor.place)
             && self.has(chunk.next_segment)
+            && self.layout.is_start(chunk.next_segment)
     }
 
     /// Whether what lies at the cursor seems to have been meant as the chain's next chunk.

@@ -151,6 +151,11 @@ impl Layout {
         self.segment_blocks - (place.0 - HEADER_BLOCKS) % self.segment_blocks
     }
 
+    /// Whether a segment begins with this block, which must be one of a segment.
+    pub(crate) fn is_start(self, place: Place) -> bool {
+        self.room(place) == self.segment_blocks
+    }
+
     /// Most blocks of one chunk of a cold stream: at least two chunks go into a segment, so that behind a chunk that
     /// cannot be read there is one to be found.
     pub(crate) fn chunk_blocks(self) -> u64 {
