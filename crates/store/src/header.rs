@@ -322,7 +322,7 @@ mod tests {
     use crate::sim::CrashMedium;
 
     #[test]
-    fn the_chain_of_a_root_that_was_not_opened_may_lie_anywhere() {
+    fn where_roots_say_that_their_chains_lie_is_looked_at() {
         let medium = CrashMedium::new(1);
         let options = CreateOptions { segment_blocks: Some(16), ..CreateOptions::default() };
         let store = Store::create_on(Arc::new(medium.clone()), &options).unwrap();
@@ -339,6 +339,7 @@ mod tests {
         let block = |slot: usize| ROOTS[slot] as usize * BLOCK..(ROOTS[slot] as usize + 1) * BLOCK;
         let roots = [0, 1].map(|slot| Root::decode(&image[block(slot)], store_id, slot).unwrap());
         let older = usize::from(roots[0].generation > roots[1].generation);
+        // Of one that is not opened, when it is verified.
         for place in [0, 3, 15, 16, u64::MAX - 1, u64::MAX] {
             let mut root = roots[older].clone();
             root.position.place = Place(place);
@@ -349,6 +350,19 @@ mod tests {
             let (store, _) = Store::open_on(Arc::new(medium)).unwrap();
             let verified = store.verify(&mut |_| {}).unwrap();
             assert!(verified.damages[0].what.contains("the record chain"), "{verified:?}");
+        }
+        // Of the one that is opened it is looked at: the next segment must be one.
+        let start = roots[1 - older].position.next_segment;
+        for (next, opens) in [(start, true), (start.plus(15), false), (Place(u64::MAX), false)] {
+            let mut image = image.clone();
+            for slot in [0, 1] {
+                let mut root = roots[1 - older].clone();
+                root.generation -= slot as u64;
+                root.position.next_segment = next;
+                image[block(slot)].copy_from_slice(&root.encode(store_id, slot));
+            }
+            let opened = Store::open_on(Arc::new(CrashMedium::with_bytes(0, &image)));
+            assert_eq!(opened.is_ok(), opens, "{next:?}");
         }
     }
 }
