@@ -60,10 +60,21 @@ impl Named {
     /// lie wholly within leave it.
     pub(crate) fn runs(&self, start: u64, end: u64, forget: bool, out: &mut Vec<(u64, u64)>) {
         let before = out.len();
+        self.blocks(start, end, forget, out);
+        self.pages(start, end, forget, |page| out.push((page, page + 1)));
+        join(out, before);
+    }
+
+    /// As [`Named::runs`], of what is named by blocks.
+    pub(crate) fn blocks(&self, start: u64, end: u64, forget: bool, out: &mut Vec<(u64, u64)>) {
         self.whole.take(start, end, forget, |block, _| {
             let first = block * PAGES_PER_BLOCK;
             out.push((start.max(first), end.min(first + PAGES_PER_BLOCK)));
         });
+    }
+
+    /// As [`Named::runs`], of what is named by pages, page by page.
+    pub(crate) fn pages(&self, start: u64, end: u64, forget: bool, mut each: impl FnMut(u64)) {
         self.parts.take(start, end, forget, |block, forget| {
             let Some(pages) = self.pages[(block / BITS) as usize].get() else { return };
             let first = block * PAGES_PER_BLOCK;
@@ -76,18 +87,17 @@ impl Named {
                 while left != 0 {
                     let page = base + u64::from(left.trailing_zeros());
                     if (start..end).contains(&page) {
-                        out.push((page, page + 1));
+                        each(page);
                     }
                     left &= left - 1;
                 }
             }
         });
-        join(out, before);
     }
 }
 
 /// Sorts the runs from `from` on and joins those that touch or overlap.
-fn join(runs: &mut Vec<(u64, u64)>, from: usize) {
+pub(crate) fn join(runs: &mut Vec<(u64, u64)>, from: usize) {
     runs[from..].sort_unstable();
     let mut kept = from;
     for i in from + 1..runs.len() {

@@ -18,6 +18,8 @@ pub enum Bug {
     BarrierLeftOut,
     /// The fault log is believed whole although records are missing.
     LossLeftOut,
+    /// What a search behind closed gates has found is never protected.
+    FoundUnprotected,
     /// What the fault log named is forgotten after a scan, not before it.
     NamesForgottenLate,
 }

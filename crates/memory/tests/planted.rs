@@ -11,7 +11,7 @@ use std::time::Duration;
 use stead_memory::planted::{self, Bug};
 use stead_memory::sys::sim::{Sim, Touch};
 use stead_memory::{Gate, LogUse, Mode, Reason, Scan, Space};
-use stead_model::{ContainerId, PAGE_SIZE, PageNo};
+use stead_model::{ContainerId, PAGE_SIZE, PageNo, PageRange};
 
 /// The switch is one for the whole process.
 fn plant(bug: Bug) -> MutexGuard<'static, ()> {
@@ -94,6 +94,58 @@ fn planted_loss_left_out_is_found() {
     let found = unrecorded_writes_are_found();
     planted::set(Bug::None);
     assert_eq!(found, Some([false, false]), "losses were left out, and nothing was missing");
+}
+
+/// Pages are written, found behind closed gates, and written again. Whether the second writes are found; and how many
+/// pages that were only read were taken for written.
+fn writes_after_a_search_behind_gates_are_found() -> Option<(bool, u64)> {
+    let ground = ground::Ground::served(1, 16, ground::stamp)?;
+    if let Err(refusal) = ground.space.start_log() {
+        ground::not_run(&refusal);
+        return None;
+    }
+    let pages: Vec<u64> = (0..40).map(|i| 1000 + i * 1111).collect();
+    for page in &pages {
+        ground::load(ground.address(*page));
+    }
+    ground.dirty(Scan::Protect);
+    let search = || {
+        let (mut found, mut unprotected) = (Vec::new(), Vec::new());
+        let reading = ground.space.read_log();
+        ground.cluster.scan_still(reading, &mut found, &mut unprotected).unwrap();
+        let count = |runs: &[PageRange]| runs.iter().map(|run| run.page_count()).sum::<u64>();
+        let counts = (count(&found), count(&unprotected));
+        ground.cluster.protect_found(&unprotected);
+        counts
+    };
+    let write = || pages.iter().for_each(|page| ground::store(ground.address(*page), 1));
+    search();
+    // Pages that are read for the first time are named, and looked at.
+    for i in 0..40 {
+        ground::load(ground.address(60_000 + i * 555));
+    }
+    let (read, _) = search();
+    // What was installed unwritten is looked at once; from then on the log is believed.
+    write();
+    assert_eq!(search(), (40, 0));
+    let calls = ground.space.counters().calls_scan;
+    write();
+    assert_eq!(search(), (40, 40));
+    // The sweep alone looks at anything.
+    assert!(ground.space.counters().calls_scan - calls <= 2);
+    write();
+    Some((search().0 == 40, read))
+}
+
+#[test]
+fn planted_pages_left_unprotected_are_found() {
+    let _turn = plant(Bug::None);
+    let Some(found) = writes_after_a_search_behind_gates_are_found() else { return };
+    assert_eq!(found, (true, 0));
+    planted::set(Bug::FoundUnprotected);
+    let found = writes_after_a_search_behind_gates_are_found();
+    planted::set(Bug::None);
+    assert_eq!(found, Some((false, 0)), "pages stayed unprotected, and no write was lost");
 }
 
 /// A page is written just after a scan has looked at it. Whether the next scan finds it.

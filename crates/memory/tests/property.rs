@@ -35,6 +35,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => page.clone().prop_map(Op::Unmap),
         2 => Just(Op::Look),
         2 => Just(Op::Stabilise),
+        2 => Just(Op::StabiliseStill),
         2 => (page, len).prop_map(|(p, n)| Op::StabilisePart(p, n)),
     ]
 }

@@ -10,6 +10,7 @@ use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
 use crate::aligned::AlignedBuf;
 use crate::format::Sealer;
+use crate::medium::SharedPart;
 
 /// Bytes of pieces that an emptied batch keeps.
 const BYTES_KEPT: usize = 64 << 20;
@@ -329,17 +330,17 @@ impl Batch {
         &self.zeros
     }
 
-    /// The bytes of `count` images from place `first` on, in as few slices as they lie in.
-    pub(crate) fn slices(&self, first: usize, count: usize) -> impl Iterator<Item = &[u8]> {
+    /// The bytes of `count` images from place `first` on, in as few parts as they lie in.
+    pub(crate) fn parts(&self, first: usize, count: usize) -> impl Iterator<Item = SharedPart> {
         let end = first + count;
         let mut at = first;
         std::iter::from_fn(move || {
             (at < end).then(|| {
                 let start = at % self.piece_pages;
                 let pages = (self.piece_pages - start).min(end - at);
-                let piece = self.pieces[at / self.piece_pages].as_slice();
+                let piece = Arc::clone(&self.pieces[at / self.piece_pages]);
                 at += pages;
-                &piece[start * PAGE_SIZE..(start + pages) * PAGE_SIZE]
+                SharedPart::new(piece, start * PAGE_SIZE..(start + pages) * PAGE_SIZE)
             })
         })
     }
@@ -447,8 +448,8 @@ mod tests {
     fn contents(batch: &mut Batch) -> Vec<(PageId, u8)> {
         let images = batch.settle();
         let mut bytes = Vec::new();
-        for slice in batch.slices(0, images.len()) {
-            bytes.extend_from_slice(slice);
+        for part in batch.parts(0, images.len()) {
+            bytes.extend_from_slice(part.bytes());
         }
         let mut found: Vec<(PageId, u8)> = batch.zeros().iter().map(|&id| (id, 0)).collect();
         for (image, page) in images.iter().zip(bytes.chunks(PAGE_SIZE)) {

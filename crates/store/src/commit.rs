@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::io::IoSlice;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,7 +18,7 @@ use crate::error::CommitError;
 use crate::format::{
     BLOCK, CHUNK_ENTRIES, Chunk, ChunkKind, Entry, LogPosition, Place, RECORD_FIXED_BLOCKS,
 };
-use crate::medium::WriteRequest;
+use crate::medium::{SharedPart, WriteRequest, WriteUnderWay};
 use crate::planted::{self, Bug};
 use crate::settings::Held;
 use crate::space::{COLD_RESERVE, COLD_RESERVE_LEAST, NoSegment};
@@ -26,6 +27,9 @@ use crate::store::{State, Store};
 /// What a chunk costs recovery at most, in blocks read one after the other: behind a long chunk it reads at
 /// another place instead.
 const CHUNK_REPLAY_BLOCKS: u64 = 25;
+
+/// What has gone wrong, when it has.
+pub(crate) const WRITING: &str = "writing a stabilisation to log";
 
 /// Nodes of the map above those that a small record changes.
 const ROOT_NODES: u64 = 8;
@@ -45,6 +49,34 @@ pub struct Committed {
     pub file_grown: u64,
     /// Whether [`Store::maintain`] has something to do.
     pub maintain_soon: bool,
+}
+
+/// What a caller does while the disk writes its batch. It is done once in any case: at the latest before anything else
+/// is waited for.
+pub(crate) struct Meanwhile<'a>(Option<&'a mut dyn FnMut()>);
+
+impl<'a> Meanwhile<'a> {
+    pub(crate) fn new(act: &'a mut dyn FnMut()) -> Self {
+        Meanwhile(Some(act))
+    }
+
+    /// Nothing.
+    pub(crate) fn none() -> Self {
+        Meanwhile(None)
+    }
+
+    /// Does it, if it has not been done.
+    pub(crate) fn now(&mut self) {
+        if let Some(act) = self.0.take() {
+            act();
+        }
+    }
+}
+
+impl Drop for Meanwhile<'_> {
+    fn drop(&mut self) {
+        self.now();
+    }
 }
 
 /// What only the one stabilisation under way uses.
@@ -131,7 +163,22 @@ impl Store {
     /// right. After a failed write or flush that goes to another place, behind new roots.
     pub fn commit(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
         self.check_writable()?;
-        self.commit_with_others(batch)
+        self.commit_with_others(batch, &mut Meanwhile::none())
+    }
+
+    /// As [`Store::commit`]; and does something else while the disk writes, if the medium allows it, or before anything has to
+    /// be waited for. `meanwhile` is called once, whatever becomes of the batch.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn commit_while(
+        &self,
+        batch: &mut Batch,
+        mut meanwhile: impl FnMut(),
+    ) -> Result<Committed, CommitError> {
+        let mut meanwhile = Meanwhile::new(&mut meanwhile);
+        self.check_writable()?;
+        self.commit_with_others(batch, &mut meanwhile)
     }
 
     /// Whether a record of so many entries is flushed before its commit chunk is written.
@@ -145,8 +192,9 @@ impl Store {
         &self,
         writer: &mut Writer,
         batches: &mut [&mut Batch],
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Vec<Result<Committed, CommitError>> {
-        match self.commit_records(writer, batches) {
+        match self.commit_records(writer, batches, meanwhile) {
             Ok(committed) => committed.into_iter().map(Ok).collect(),
             Err(error)
                 if batches.len() > 1
@@ -156,7 +204,8 @@ impl Store {
                 batches
                     .iter_mut()
                     .map(|batch| {
-                        let committed = self.commit_records(writer, std::slice::from_mut(batch))?;
+                        let alone = std::slice::from_mut(batch);
+                        let committed = self.commit_records(writer, alone, meanwhile)?;
                         Ok(committed.into_iter().next().expect("there is one for each batch"))
                     })
                     .collect()
@@ -177,6 +226,7 @@ impl Store {
         &self,
         writer: &mut Writer,
         batches: &mut [&mut Batch],
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<Vec<Committed>, CommitError> {
         let mut asked: Vec<Asked> = Vec::with_capacity(batches.len());
         for i in 0..batches.len() {
@@ -189,6 +239,7 @@ impl Store {
             });
         }
         if asked.iter().all(|asked| asked.entries.is_empty()) {
+            meanwhile.now();
             if writer.suspect {
                 // To say that the state is stable, an attempt that failed must be out of the way.
                 self.begin_epoch(writer)?;
@@ -208,6 +259,9 @@ impl Store {
         let blocks_needed: u64 =
             asked.iter().map(|asked| record_blocks(asked.images, asked.entries.len())).sum();
         let mut no_room;
+        if writer.epoch != Some(self.disk.failures()) || !self.has_room(blocks_needed) {
+            meanwhile.now();
+        }
         loop {
             if writer.epoch != Some(self.disk.failures()) {
                 self.begin_epoch(writer)?;
@@ -221,7 +275,14 @@ impl Store {
         let plan = {
             let images = asked.iter().map(|asked| asked.images).sum();
             let plan = |state: &mut State, to_the_last| plan(state, &asked, to_the_last);
-            self.plan_with_room(plan, images, no_room)?
+            let at_once = plan(&mut self.state_mut(), false);
+            match at_once {
+                Ok(plan) => plan,
+                Err(NoSegment) => {
+                    meanwhile.now();
+                    self.plan_with_room(plan, images, no_room)?
+                }
+            }
         };
         // It may have become shorter meanwhile.
         let grown = self.state().space.segments().saturating_sub(grown_before);
@@ -230,7 +291,8 @@ impl Store {
         let epoch = writer.epoch.take();
         let suspect = std::mem::replace(&mut writer.suspect, true);
         let under_way = self.disk.record_under_way();
-        let written = self.write_records(writer, batches, plan, self.disk.failures());
+        let since = self.disk.failures();
+        let written = self.write_records(writer, batches, plan, since, meanwhile);
         drop(under_way);
         let (plan, flushes) = match written {
             Ok(written) => written,
@@ -369,42 +431,60 @@ impl Store {
         batches: &[&mut Batch],
         mut plan: Plan,
         since: Failures,
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<(Plan, u32), CommitError> {
         // A header and its twin for each chunk.
         let header_bytes = plan.chunks.len() * 2 * BLOCK;
-        if writer.headers.as_ref().is_none_or(|headers| headers.len() < header_bytes) {
-            writer.headers = Some(AlignedBuf::zeroed(header_bytes.next_power_of_two()));
-        }
-        let headers = writer.headers.as_mut().expect("made just now").as_mut_slice();
+        let headers = writer.headers.take().filter(|headers| headers.len() >= header_bytes);
+        let mut headers =
+            headers.unwrap_or_else(|| AlignedBuf::zeroed(header_bytes.next_power_of_two()));
         let mut chain = plan.behind.chain;
-        for (planned, both) in plan.chunks.iter_mut().zip(headers.chunks_mut(2 * BLOCK)) {
+        let pairs = headers.as_mut_slice().chunks_mut(2 * BLOCK);
+        for (planned, both) in plan.chunks.iter_mut().zip(pairs) {
             let (header, twin) = both.split_at_mut(BLOCK);
             planned.chunk.previous = chain;
             chain = planned.chunk.encode(self.header.store_id, header);
             Chunk::encode_twin(header, twin);
         }
         plan.behind.chain = chain;
-        let mut headers = headers.chunks(2 * BLOCK).map(|both| both.split_at(BLOCK));
 
         let has_commit = plan.chunks.last().is_some_and(|p| p.chunk.kind == ChunkKind::Commit);
         let (body, commit) = plan.chunks.split_at(plan.chunks.len() - usize::from(has_commit));
         let adjacent = |a: &Planned, b: &Planned| a.at.plus(a.chunk.blocks()) == b.at;
-        let mut groups: Vec<(u64, Vec<IoSlice<'_>>)> = Vec::new();
+        let headers = Arc::new(headers);
+        let mut header_parts = (0..header_bytes)
+            .step_by(BLOCK)
+            .map(|at| SharedPart::new(Arc::clone(&headers), at..at + BLOCK));
+        let mut under_way = Vec::new();
+        let mut groups: Vec<(u64, Vec<SharedPart>)> = Vec::new();
         for group in body.chunk_by(adjacent) {
             let mut parts = Vec::new();
             for planned in group {
-                let (header, twin) = headers.next().expect("there is one for each chunk");
-                parts.push(IoSlice::new(header));
-                let images = batches[planned.batch].slices(planned.first_image, planned.images);
-                parts.extend(images.map(IoSlice::new));
-                parts.push(IoSlice::new(twin));
+                parts.extend(header_parts.next());
+                parts.extend(batches[planned.batch].parts(planned.first_image, planned.images));
+                parts.extend(header_parts.next());
             }
-            groups.push((group[0].at.offset(), parts));
+            match self.disk.begin_record_write(group[0].at.offset(), parts) {
+                Ok(write) => under_way.push(write),
+                Err(parts) => groups.push((group[0].at.offset(), parts)),
+            }
         }
+        meanwhile.now();
+        let slices: Vec<(u64, Vec<IoSlice<'_>>)> = groups
+            .iter()
+            .map(|(offset, parts)| {
+                (*offset, parts.iter().map(|p| IoSlice::new(p.bytes())).collect())
+            })
+            .collect();
         let mut writes: Vec<WriteRequest<'_>> =
-            groups.iter().map(|(offset, parts)| WriteRequest { offset: *offset, parts }).collect();
-        let both = headers.next().map(|(header, twin)| [header, twin].map(IoSlice::new));
-        if let (Some(commit), Some(both)) = (commit.first(), &both) {
+            slices.iter().map(|(offset, parts)| WriteRequest { offset: *offset, parts }).collect();
+        let commit_parts: Vec<SharedPart> = header_parts.collect();
+        let both: Vec<IoSlice<'_>> =
+            commit_parts.iter().map(|part| IoSlice::new(part.bytes())).collect();
+        if !planted::is(Bug::FlushUnderWay) {
+            finish(&mut under_way)?;
+        }
+        if let Some(commit) = commit.first() {
             // A record this large may have made the file longer in a hurry. The small ones behind it shall not
             // pay for that: what they will use is written now, under the flush that is due anyway.
             let ahead = self.state_mut().space.unwritten_ahead(&plan.behind);
@@ -416,9 +496,12 @@ impl Store {
                 self.disk.write_and_sync(Purpose::Record, &writes, since)?;
                 writes.clear();
             }
-            writes.push(WriteRequest { offset: commit.at.offset(), parts: both });
+            writes.push(WriteRequest { offset: commit.at.offset(), parts: &both });
         }
         self.disk.write_and_sync(Purpose::Record, &writes, since)?;
+        finish(&mut under_way)?;
+        drop((commit_parts, groups));
+        writer.headers = Arc::into_inner(headers);
         Ok((plan, if has_commit { 2 } else { 1 }))
     }
 
@@ -441,6 +524,14 @@ impl Store {
 /// About how many blocks a record takes.
 pub(crate) fn record_blocks(images: usize, entries: usize) -> u64 {
     images as u64 + entries.div_ceil(CHUNK_ENTRIES) as u64 * RECORD_FIXED_BLOCKS
+}
+
+/// Waits for writes under way. After an error the others are waited for by dropping them.
+pub(crate) fn finish(under_way: &mut Vec<Box<dyn WriteUnderWay>>) -> Result<(), CommitError> {
+    for write in under_way.drain(..) {
+        write.finish().map_err(|source| CommitError::io(WRITING, source))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn replay_cost(chunk: &Chunk) -> u64 {

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use stead_model::ContainerId;
 
+use crate::commit::WRITING;
 use crate::error::{CommitError, Damage, ReadError};
 use crate::format::{BLOCK, Entry, HEADER_BLOCKS, Located, NodeId, Sealer};
-use crate::medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
+use crate::medium::{Medium, ReadRequest, SharedPart, WriteRequest, WriteSyncError, WriteUnderWay};
 use crate::planted::{self, Bug};
 use crate::tree::{MapMemory, Nodes, Origins};
 
@@ -165,9 +166,21 @@ impl Disk {
         Arc::clone(&self.medium)
     }
 
-    /// Counts bytes of a stabilisation that somebody else is to write.
+    /// Counts bytes of a stabilisation that are to be written ahead.
     pub(crate) fn count_ahead(&self, bytes: u64) {
         self.counts.record_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Begins to write a part of a stabilisation, as [`Medium::begin_write`].
+    pub(crate) fn begin_record_write(
+        &self,
+        offset: u64,
+        parts: Vec<SharedPart>,
+    ) -> Result<Box<dyn WriteUnderWay>, Vec<SharedPart>> {
+        let bytes = parts.iter().map(|part| part.bytes().len() as u64).sum();
+        let under_way = self.medium.begin_write(offset, parts)?;
+        self.count_ahead(bytes);
+        Ok(under_way)
     }
 
     pub(crate) fn len(&self) -> io::Result<u64> {
@@ -319,7 +332,7 @@ impl Disk {
     fn count_write(&self, purpose: Purpose, parts: &[IoSlice<'_>]) -> &'static str {
         let bytes = parts.iter().map(|part| part.len() as u64).sum();
         let (count, action) = match purpose {
-            Purpose::Record => (&self.counts.record_bytes, "writing a stabilisation to log"),
+            Purpose::Record => (&self.counts.record_bytes, WRITING),
             Purpose::Upkeep => (&self.counts.upkeep_bytes, "writing the map to log"),
             Purpose::Cleaning => (&self.counts.cleaning_bytes, "moving pages in log"),
             Purpose::Tidying => (&self.counts.tidying_bytes, "putting pages in order in log"),

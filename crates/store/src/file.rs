@@ -11,14 +11,16 @@ use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate};
 use rustix::io::{Errno, pwritev};
 use stead_model::PAGE_SIZE;
 
+use crate::aio::{Aio, Number};
 use crate::aligned::AlignedBuf;
 use crate::error::again;
-use crate::medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
+use crate::medium::{Medium, ReadRequest, SharedPart, WriteRequest, WriteSyncError, WriteUnderWay};
 use crate::ring::{Outcome, Request, Ring};
 
 /// Slices handed to one system call; Linux allows 1024.
@@ -30,20 +32,23 @@ const LARGE_WRITE: usize = 1 << 20;
 /// How a file's reads, writes and flushes reach the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Calls {
-    /// By plain system calls: as quick as the other or quicker wherever it was measured
-    /// (`docs/decisions`).
+    /// By plain system calls, as quick as a ring or quicker wherever it was measured, but for writes during which their
+    /// caller has something else to do: by `io_submit`, where the kernel allows it (`docs/decisions`).
     #[default]
+    Submit,
+    /// By plain system calls alone.
     Plain,
     /// What can be asked for together through io_uring; by plain system calls where the kernel refuses it.
     Ring,
 }
 
 impl Calls {
-    /// What the environment variable `STEAD_IO` says: `ring`, or anything else for plain calls.
+    /// What the environment variable `STEAD_IO` says: `ring`, `plain`, or anything else for the default.
     fn from_environment() -> Self {
         match std::env::var_os("STEAD_IO") {
             Some(said) if said == "ring" => Calls::Ring,
-            _ => Calls::Plain,
+            Some(said) if said == "plain" => Calls::Plain,
+            _ => Calls::Submit,
         }
     }
 }
@@ -54,7 +59,12 @@ pub struct FileMedium {
     path: PathBuf,
     buffered: File,
     /// Absent where the file system refuses O_DIRECT.
-    direct: Option<File>,
+    direct: Option<Arc<File>>,
+    /// Direct writes that their callers do not wait for at once; `None` if the kernel gave no queue for them, or other calls
+    /// are wanted.
+    /// Made at the first of them.
+    behind: OnceLock<Option<Arc<Aio>>>,
+    calls: Calls,
     /// One ring for reading and one for writing, so that neither waits for the other.
     reading: Option<Ring>,
     writing: Option<Ring>,
@@ -118,7 +128,16 @@ impl FileMedium {
             ring.inspect_err(|error| refused = Some(again(error))).ok()
         };
         let (reading, writing) = (ring(), ring());
-        Ok(FileMedium { path: path.to_path_buf(), buffered, direct, reading, writing, refused })
+        Ok(FileMedium {
+            path: path.to_path_buf(),
+            buffered,
+            direct: direct.map(Arc::new),
+            behind: OnceLock::new(),
+            calls,
+            reading,
+            writing,
+            refused,
+        })
     }
 
     /// Whether reads that are made together, and writes with a flush behind them, go through io_uring.
@@ -129,7 +148,7 @@ impl FileMedium {
 
     /// The descriptor that writes go through.
     fn writable(&self) -> &File {
-        self.direct.as_ref().unwrap_or(&self.buffered)
+        self.direct.as_deref().unwrap_or(&self.buffered)
     }
 
     /// Whether writes go around the page cache.
@@ -231,6 +250,12 @@ fn finish_write(file: &File, request: &Request<'_>, outcome: &Outcome) -> io::Re
 }
 
 impl FileMedium {
+    /// The queue for writes that nobody waits for at once.
+    fn behind(&self) -> Option<&Arc<Aio>> {
+        let make = || (self.calls == Calls::Submit).then(Aio::new)?.ok().map(Arc::new);
+        self.behind.get_or_init(make).as_ref()
+    }
+
     /// Whether a write can be made from where its bytes lie.
     fn takes(&self, write: &WriteRequest<'_>) -> bool {
         self.direct.is_none()
@@ -295,6 +320,26 @@ impl FileMedium {
     }
 }
 
+/// A direct write under way.
+#[derive(Debug)]
+struct Behind {
+    file: Arc<File>,
+    offset: u64,
+    number: Number,
+}
+
+impl WriteUnderWay for Behind {
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        let Behind { file, offset, number } = *self;
+        let (parts, whole) = number.finish()?;
+        if whole {
+            return Ok(());
+        }
+        let parts: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part.bytes())).collect();
+        write_all(&file, offset, &parts)
+    }
+}
+
 impl Medium for FileMedium {
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         read_exactly(&self.buffered, offset, into)
@@ -354,6 +399,21 @@ impl Medium for FileMedium {
             None => write_all(self.writable(), offset, parts),
             Some(bounce) => write_all(self.writable(), offset, &[IoSlice::new(bounce.as_slice())]),
         }
+    }
+
+    fn begin_write(
+        &self,
+        offset: u64,
+        parts: Vec<SharedPart>,
+    ) -> Result<Box<dyn WriteUnderWay>, Vec<SharedPart>> {
+        let Some(file) = &self.direct else { return Err(parts) };
+        let aligned = |part: &SharedPart| AlignedBuf::is_aligned(part.bytes());
+        if !offset.is_multiple_of(PAGE_SIZE as u64) || !parts.iter().all(aligned) {
+            return Err(parts);
+        }
+        let Some(aio) = self.behind() else { return Err(parts) };
+        let number = Number::begin(aio, file, offset, parts)?;
+        Ok(Box::new(Behind { file: Arc::clone(file), offset, number }))
     }
 
     fn write_and_sync(&self, writes: &[WriteRequest<'_>]) -> Result<(), WriteSyncError> {
@@ -453,8 +513,9 @@ mod tests {
 
     /// By a ring if this kernel gives one, and by plain calls.
     fn both_kinds() -> impl Iterator<Item = (tempfile::TempDir, FileMedium)> {
-        [(Calls::Plain, true), (Calls::Ring, true), (Calls::Ring, false)].into_iter().filter_map(
-            |(calls, direct)| {
+        [(Calls::Submit, true), (Calls::Plain, true), (Calls::Ring, true), (Calls::Ring, false)]
+            .into_iter()
+            .filter_map(|(calls, direct)| {
                 let dir = tempfile::tempdir().unwrap();
                 let path = dir.path().join("log");
                 drop(FileMedium::create(&path).unwrap());
@@ -465,8 +526,75 @@ mod tests {
                 }
                 round_trip(&medium);
                 Some((dir, medium))
-            },
-        )
+            })
+    }
+
+    fn filled(pages: usize, value: u8) -> Arc<AlignedBuf> {
+        let mut bytes = AlignedBuf::zeroed(pages * PAGE_SIZE);
+        bytes.as_mut_slice().fill(value);
+        Arc::new(bytes)
+    }
+
+    #[test]
+    fn writes_go_on_while_their_caller_does_something_else() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(FileMedium::create(&dir.path().join("log")).unwrap());
+        let medium = FileMedium::open_with(&dir.path().join("log"), true, Calls::Submit).unwrap();
+        medium.set_len(8 << 20).unwrap();
+        if !medium.is_direct() {
+            eprintln!("NOT RUN: the file system refuses O_DIRECT");
+            return;
+        }
+        let header = filled(1, 7);
+        let images: Vec<_> = (0..200).map(|value| filled(5, value)).collect();
+        let mut refused = 0;
+        let mut under_way = Vec::new();
+        let offset = |i: usize| (i * 5 * PAGE_SIZE) as u64;
+        for (i, image) in images.iter().enumerate() {
+            let parts = vec![
+                SharedPart::new(Arc::clone(&header), 0..PAGE_SIZE),
+                SharedPart::new(Arc::clone(image), PAGE_SIZE..5 * PAGE_SIZE),
+            ];
+            match medium.begin_write(offset(i), parts) {
+                Ok(write) => under_way.push(write),
+                Err(parts) => {
+                    // There are more than the kernel is given at a time.
+                    refused += 1;
+                    let parts: Vec<_> = parts.iter().map(|p| IoSlice::new(p.bytes())).collect();
+                    medium.write(offset(i), &parts).unwrap();
+                }
+            }
+        }
+        assert!(refused > 0 && !under_way.is_empty());
+        // Half of them are waited for, the last ones first.
+        let dropped = under_way.split_off(under_way.len() / 2);
+        drop(dropped);
+        under_way.into_iter().rev().for_each(|write| write.finish().unwrap());
+        assert!(images.iter().all(|image| Arc::strong_count(image) == 1), "let go of");
+        let mut back = vec![0; 5 * PAGE_SIZE];
+        for i in 0..images.len() {
+            medium.read(offset(i), &mut back).unwrap();
+            assert!(back[..PAGE_SIZE].iter().all(|&b| b == 7));
+            assert!(back[PAGE_SIZE..].iter().all(|&b| b == i as u8));
+        }
+        let unaligned = SharedPart::new(header, 1..4);
+        assert!(medium.begin_write(0, vec![unaligned]).is_err());
+        let medium = FileMedium::open_buffered(&dir.path().join("log")).unwrap();
+        assert!(medium.begin_write(0, vec![SharedPart::new(filled(1, 1), 0..4096)]).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_written_says_so_at_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(FileMedium::create(&dir.path().join("log")).unwrap());
+        let medium = FileMedium::open_with(&dir.path().join("log"), true, Calls::Submit).unwrap();
+        // Beyond what a file may ever be.
+        let beyond = (i64::MAX as u64) & !(PAGE_SIZE as u64 - 1);
+        let part = SharedPart::new(filled(1, 1), 0..PAGE_SIZE);
+        match medium.begin_write(beyond - PAGE_SIZE as u64, vec![part]) {
+            Ok(write) => assert!(write.finish().is_err()),
+            Err(parts) => assert!(medium.write(beyond, &[IoSlice::new(parts[0].bytes())]).is_err()),
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::batch::Batch;
-use crate::commit::Committed;
+use crate::commit::{Committed, Meanwhile};
 use crate::error::CommitError;
 use crate::store::Store;
 
@@ -62,9 +62,18 @@ impl Drop for Lead<'_> {
 
 impl Store {
     /// Commits the batch, with those of others who wait, or by one of them.
-    pub(crate) fn commit_with_others(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
+    pub(crate) fn commit_with_others(
+        &self,
+        batch: &mut Batch,
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> Result<Committed, CommitError> {
         let queue = &self.queue;
         let mut waiting = queue.state();
+        if waiting.leading {
+            drop(waiting);
+            meanwhile.now();
+            waiting = queue.state();
+        }
         if waiting.leading {
             let ticket = Arc::new(Ticket {
                 batch: Mutex::new(mem::replace(batch, self.batch())),
@@ -87,7 +96,7 @@ impl Store {
         }
         waiting.leading = true;
         drop(waiting);
-        self.lead(batch)
+        self.lead(batch, meanwhile)
     }
 
     /// Whoever comes waits from now on, if nobody is at it.
@@ -97,16 +106,20 @@ impl Store {
         idle.then_some(Lead(&self.queue))
     }
 
-    fn lead(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
+    fn lead(
+        &self,
+        batch: &mut Batch,
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> Result<Committed, CommitError> {
         let lead = Lead(&self.queue);
-        let mut writer = self.writer();
+        let mut writer = self.writer_or(|| meanwhile.now());
         let tickets = self.take_followers(batch);
         let mut lent: Vec<MutexGuard<'_, Batch>> =
             tickets.iter().map(|ticket| ticket.batch()).collect();
         let mut batches: Vec<&mut Batch> = Vec::with_capacity(1 + lent.len());
         batches.push(batch);
         batches.extend(lent.iter_mut().map(|lent| &mut **lent));
-        let mut outcomes = self.commit_together(&mut writer, &mut batches).into_iter();
+        let mut outcomes = self.commit_together(&mut writer, &mut batches, meanwhile).into_iter();
         let own = outcomes.next().expect("there is one for each batch");
         drop(lent);
         for (ticket, outcome) in tickets.iter().zip(outcomes) {

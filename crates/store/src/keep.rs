@@ -369,10 +369,24 @@ impl Store {
         }
     }
 
-    /// Makes the file longer for a stabilisation of so many blocks, if it may become so. What is still missing then.
-    pub(crate) fn grow_for(&self, blocks: u64) -> Result<Option<Room>, CommitError> {
+    /// How many segments a stabilisation of so many blocks finds no room without, and how many it had better find.
+    fn room_wanted(&self, blocks: u64) -> Room {
         // Chunk headers take room too, and the chain reserves a segment ahead.
         let needed = (blocks * 9 / 8).div_ceil(self.layout().segment_blocks) as usize + 1;
+        // On a full disk cleaning must begin while there is still room for it.
+        let full = self.disk_full.load(Ordering::Relaxed);
+        Room { needed, wanted: if full { needed + FREE_SPARE } else { needed } }
+    }
+
+    /// Whether [`Store::make_room`] has nothing to do.
+    pub(crate) fn has_room(&self, blocks: u64) -> bool {
+        self.state().space.chain_supply() >= self.room_wanted(blocks).wanted
+    }
+
+    /// Makes the file longer for a stabilisation of so many blocks, if it may become so. What is still missing then.
+    pub(crate) fn grow_for(&self, blocks: u64) -> Result<Option<Room>, CommitError> {
+        let room = self.room_wanted(blocks);
+        let wanted = room.wanted;
         let (supply, allowed, segments) = {
             let state = self.state();
             let space = &state.space;
@@ -382,20 +396,17 @@ impl Store {
                 + (unsettled + blocks).div_ceil(self.layout().segment_blocks);
             (space.chain_supply(), allowed as usize, space.segments() - space.kept_segments())
         };
-        // On a full disk cleaning must begin while there is still room for it.
-        let full = self.disk_full.load(Ordering::Relaxed);
-        let wanted = if full { needed + FREE_SPARE } else { needed };
         if supply >= wanted {
             return Ok(None);
         }
-        if segments + wanted - supply <= allowed || full {
+        if segments + wanted - supply <= allowed || self.disk_full.load(Ordering::Relaxed) {
             match self.grow(wanted - supply, false) {
                 // Where there is no room for more, there may be some in what is there.
                 Err(full) if full.is_no_room() => {}
                 grown => return grown.map(|()| None),
             }
         }
-        Ok(Some(Room { needed, wanted }))
+        Ok(Some(room))
     }
 }
 

@@ -27,6 +27,8 @@
 //! ```
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+mod aio;
 mod aligned;
 mod backup;
 mod batch;
@@ -80,7 +82,7 @@ pub use error::{CommitError, CreateError, Damage, Held, OpenError, ReadError, wo
 pub use file::{Calls, FileMedium};
 pub use holders::{Holders, InSnapshot};
 pub use keep::Maintained;
-pub use medium::{Medium, ReadRequest, WriteRequest, WriteSyncError};
+pub use medium::{Medium, ReadRequest, SharedPart, WriteRequest, WriteSyncError, WriteUnderWay};
 pub use read::{Run, Stored};
 pub use recover::OpenReport;
 pub use salvage::{SalvageError, Salvaged, salvage};

@@ -4,6 +4,10 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::aligned::AlignedBuf;
 
 /// One of several reads that are made together.
 #[derive(Debug)]
@@ -31,6 +35,41 @@ pub struct WriteRequest<'a> {
     pub offset: u64,
     /// What, one after the other.
     pub parts: &'a [IoSlice<'a>],
+}
+
+/// Bytes that a write under way shares with whoever has it made; nobody changes them meanwhile.
+#[derive(Clone, Debug)]
+pub struct SharedPart {
+    bytes: Arc<AlignedBuf>,
+    range: Range<usize>,
+}
+
+impl SharedPart {
+    /// These of the bytes.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn new(bytes: Arc<AlignedBuf>, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= bytes.len());
+        SharedPart { bytes, range }
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes.as_slice()[self.range.clone()]
+    }
+}
+
+/// A write that was begun with [`Medium::begin_write`]. Dropping it waits for its end too, and nobody learns whether it
+/// has been done.
+pub trait WriteUnderWay: Send + fmt::Debug {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// As [`Medium::write`].
+    fn finish(self: Box<Self>) -> io::Result<()>;
 }
 
 /// Which half of [`Medium::write_and_sync`] failed.
@@ -68,6 +107,22 @@ pub trait Medium: Send + Sync + fmt::Debug {
     /// # Errors
     /// What the disk says; how much has been written is then unknown.
     fn write(&self, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<()>;
+
+    /// Begins to write `parts`, one after the other, from `offset` on, if the medium can do so while its caller does
+    /// something else; else gives the parts back, with nothing done. Several may be under way, in any order.
+    ///
+    /// A [`Medium::sync`] makes durable what has been finished before it was called.
+    ///
+    /// # Errors
+    /// The parts, for [`Medium::write`].
+    fn begin_write(
+        &self,
+        offset: u64,
+        parts: Vec<SharedPart>,
+    ) -> Result<Box<dyn WriteUnderWay>, Vec<SharedPart>> {
+        let _ = offset;
+        Err(parts)
+    }
 
     /// Makes durable everything whose write returned before this call, and the length.
     ///

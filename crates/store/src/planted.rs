@@ -16,6 +16,8 @@ pub enum Bug {
     AheadUnheeded,
     /// Chunks of a large record are written ahead of it no more, but behind the flush that is to cover them.
     ChunksBehindFlush,
+    /// A flush does not wait for the writes that it is to cover.
+    FlushUnderWay,
     /// A failed flush counts as done.
     SwallowedEio,
     /// A failed flush is tried again, and believed.

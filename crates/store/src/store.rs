@@ -216,6 +216,15 @@ impl Store {
     }
 
     pub(crate) fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer_or(|| {})
+    }
+
+    /// As [`Store::writer`], and does something else before it waits.
+    pub(crate) fn writer_or(&self, before_waiting: impl FnOnce()) -> MutexGuard<'_, Writer> {
+        if let Ok(writer) = self.writer.try_lock() {
+            return writer;
+        }
+        before_waiting();
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

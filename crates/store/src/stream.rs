@@ -8,12 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::aligned::AlignedBuf;
 use crate::batch::{Batch, Given};
-use crate::commit::{Committed, End, Head, Plan, Writer, plan_record, record_blocks};
+use crate::commit::{
+    Committed, End, Head, Meanwhile, Plan, WRITING, Writer, finish, plan_record, record_blocks,
+};
 use crate::disk::{Failures, UnderWay};
 use crate::error::{CommitError, again};
 use crate::format::{BLOCK, Chunk, Entry, RECORD_FIXED_BLOCKS};
 use crate::group::Lead;
-use crate::medium::Medium;
+use crate::medium::{Medium, SharedPart, WriteUnderWay};
 use crate::planted::{self, Bug};
 use crate::space::{COLD_RESERVE, NoSegment};
 use crate::store::{State, Store};
@@ -36,6 +38,8 @@ pub struct Stream<'a> {
     failures: Failures,
     association: u32,
     plan: Plan,
+    /// What the medium writes by itself.
+    writing: Vec<Box<dyn WriteUnderWay>>,
     ledger: Arc<Ledger>,
     /// With a bug planted, chunks that wait until it is too late.
     late: Vec<Ahead>,
@@ -83,12 +87,7 @@ impl Ledger {
 pub struct Ahead {
     medium: Arc<dyn Medium>,
     offset: u64,
-    /// The header and its twin.
-    headers: AlignedBuf,
-    images: Option<Arc<AlignedBuf>>,
-    /// Which bytes of the images.
-    from: usize,
-    to: usize,
+    parts: Vec<SharedPart>,
     ledger: Arc<Ledger>,
     /// `None` until it has been run.
     outcome: Option<std::io::Result<()>>,
@@ -101,7 +100,8 @@ impl Ahead {
         let adjacent = |a: &Ahead, b: &Ahead| a.offset + a.bytes() as u64 == b.offset;
         for group in aheads.chunk_by_mut(adjacent) {
             for some in group.chunks_mut(PARTS_AT_ONCE / 3) {
-                let parts: Vec<IoSlice<'_>> = some.iter().flat_map(Ahead::parts).collect();
+                let parts = some.iter().flat_map(|ahead| &ahead.parts);
+                let parts: Vec<IoSlice<'_>> = parts.map(|p| IoSlice::new(p.bytes())).collect();
                 let written = some[0].medium.write(some[0].offset, &parts);
                 drop(parts);
                 for ahead in some {
@@ -116,20 +116,14 @@ impl Ahead {
     }
 
     fn bytes(&self) -> usize {
-        2 * BLOCK + self.to - self.from
-    }
-
-    fn parts(&self) -> [IoSlice<'_>; 3] {
-        let images = self.images.as_ref().expect("held until this is dropped").as_slice();
-        let (header, twin) = self.headers.as_slice().split_at(BLOCK);
-        [header, &images[self.from..self.to], twin].map(IoSlice::new)
+        self.parts.iter().map(|part| part.bytes().len()).sum()
     }
 }
 
 impl Drop for Ahead {
     fn drop(&mut self) {
         // Behind this the batch may change them.
-        self.images = None;
+        self.parts.clear();
         let dropped = || Err(std::io::Error::other("a part of it was not written"));
         let outcome = self.outcome.take().unwrap_or_else(dropped);
         let mut state = self.ledger.state();
@@ -179,6 +173,7 @@ impl Store {
             failures,
             association: batch.association(),
             plan,
+            writing: Vec::new(),
             ledger: Arc::default(),
             late: Vec::new(),
             begun: false,
@@ -188,7 +183,8 @@ impl Store {
 }
 
 impl Stream<'_> {
-    /// What can be written by now; to be run, on any thread, in this order.
+    /// Has written what can be by now. What the medium does not write by itself is handed out, to be run, on any thread, in
+    /// this order.
     pub fn give(&mut self, batch: &mut Batch) -> Vec<Ahead> {
         let mut aheads = Vec::new();
         while batch.has_full_piece()
@@ -240,15 +236,31 @@ impl Stream<'_> {
             Chunk::encode_twin(header, twin);
             let from = planned.first_image * BLOCK;
             let to = from + planned.images * BLOCK;
+            let headers = Arc::new(headers);
+            let parts = vec![
+                SharedPart::new(Arc::clone(&headers), 0..BLOCK),
+                SharedPart::new(Arc::clone(&given.bytes), from..to),
+                SharedPart::new(headers, BLOCK..2 * BLOCK),
+            ];
+            let offset = planned.at.offset();
+            let begun = if planted::is(Bug::ChunksBehindFlush) {
+                Err(parts)
+            } else {
+                store.disk.begin_record_write(offset, parts)
+            };
+            let parts = match begun {
+                Ok(write) => {
+                    self.writing.push(write);
+                    continue;
+                }
+                Err(parts) => parts,
+            };
             store.disk.count_ahead((2 * BLOCK + to - from) as u64);
             self.ledger.state().count += 1;
             aheads.push(Ahead {
                 medium: store.disk.medium(),
-                offset: planned.at.offset(),
-                headers,
-                images: Some(Arc::clone(&given.bytes)),
-                from,
-                to,
+                offset,
+                parts,
                 ledger: Arc::clone(&self.ledger),
                 outcome: None,
             });
@@ -276,9 +288,17 @@ impl Stream<'_> {
     }
 
     fn end(&mut self, batch: &mut Batch) {
-        self.late.clear();
-        drop(self.ledger.settle());
+        drop(self.settle());
         batch.take_back();
+    }
+
+    /// Waits for all that has been given.
+    fn settle(&mut self) -> Result<(), CommitError> {
+        let finished = finish(&mut self.writing);
+        self.late.clear();
+        let settled = self.ledger.settle();
+        finished?;
+        settled.map_err(|source| CommitError::io(WRITING, source))
     }
 
     fn try_commit(&mut self, batch: &mut Batch) -> Result<Committed, CommitError> {
@@ -311,15 +331,17 @@ impl Stream<'_> {
         let grown = store.state().space.segments().saturating_sub(grown_before);
         self.under_way = Some(store.disk.record_under_way());
         let late = planted::is(Bug::ChunksBehindFlush);
-        let settled = if late { Ok(()) } else { self.ledger.settle() };
+        let settled = if late { Ok(()) } else { self.settle() };
         if !planted::is(Bug::AheadUnheeded) {
             // All chunks that were given have been written when the flush begins that the commit chunk waits for: a
             // commit chunk in the log proves them, as it proves those that are written now.
-            settled.map_err(|source| CommitError::io("writing a stabilisation to log", source))?;
+            settled?;
         }
         self.begun = true;
         let lent = [&mut *batch];
-        let (rest, flushes) = store.write_records(&mut self.writer, &lent, rest, self.failures)?;
+        let meanwhile = &mut Meanwhile::none();
+        let (rest, flushes) =
+            store.write_records(&mut self.writer, &lent, rest, self.failures, meanwhile)?;
         Ahead::run(&mut self.late);
         self.plan.append(rest);
         (self.writer.epoch, self.writer.suspect) = (Some(self.failures), false);
@@ -344,9 +366,8 @@ impl Drop for Stream<'_> {
         if self.committed {
             return;
         }
-        self.late.clear();
         // Nobody may write to these places when they may belong to somebody else.
-        drop(self.ledger.settle());
+        drop(self.settle());
         if !self.begun {
             (self.writer.epoch, self.writer.suspect) = (Some(self.failures), false);
             return;

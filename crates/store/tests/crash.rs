@@ -131,6 +131,11 @@ fn a_chunk_written_behind_the_flush_that_is_to_cover_it_is_found() {
 }
 
 #[test]
+fn a_flush_that_does_not_wait_for_writes_under_way_is_found() {
+    lives_until_caught(Bug::FlushUnderWay);
+}
+
+#[test]
 fn a_swallowed_error_is_found() {
     lives_until_caught(Bug::SwallowedEio);
 }

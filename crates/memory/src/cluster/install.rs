@@ -169,6 +169,9 @@ impl<S: Sys> Cluster<S> {
                 let filled = fill(piece, page, end);
                 let filled_end = filled.map_or_else(|(page, _)| page, |()| end);
                 resident.insert(page, filled_end);
+                if reason != Reason::AheadWritable {
+                    pages.unsure[piece.slot].insert(page, filled_end);
+                }
                 // Counted before the thread that waits goes on and perhaps looks.
                 let asked = reason.asked().map(|p| p.wrapping_sub(piece.window_page));
                 let asked = asked.is_some_and(|p| (page..filled_end).contains(&p));

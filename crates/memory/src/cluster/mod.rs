@@ -184,6 +184,7 @@ impl<S: Sys> Cluster<S> {
             }
             pages.windows.extend(&windows[done..done + run]);
             pages.resident.extend((0..run).map(|_| Bitmap::new()));
+            pages.unsure.extend((0..run).map(|_| Bitmap::new()));
             add(&self.counters().windows_mapped, run as u64);
             done += run;
         }
@@ -224,7 +225,9 @@ impl<S: Sys> Cluster<S> {
         std::mem::swap(&mut clean, &mut pages.marked);
         clean.retain(|page| !(range.start..range.end).contains(page));
         pages.marked = clean;
-        for piece in pages.pieces(range) {
+        let pieces: Vec<Piece> = pages.pieces(range).collect();
+        for piece in pieces {
+            pages.unsure[piece.slot].insert(piece.start, piece.end);
             let mut at = piece.start;
             // What to protect is what is in memory: protecting a sparse range marks all its holes.
             while let Some((start, end)) = pages.resident[piece.slot].next_run(at, piece.end) {

@@ -15,6 +15,9 @@ pub(super) struct Pages {
     /// For each window of the frames, the pages that are in memory. In a cluster of mode `Resident` the
     /// kernel adds pages too, which are not counted here.
     pub(super) resident: Vec<Bitmap>,
+    /// For each window of the frames, pages that the log may name although they were not written: they were installed
+    /// unwritten, for somebody who read them perhaps, or protected without the log being asked.
+    pub(super) unsure: Vec<Bitmap>,
     /// Pages that were written otherwise than through the mapping, or could not be made stable.
     pub(super) marked: BTreeSet<u64>,
     /// A scan failed half-way: what it protected is no longer known to be written, so every page counts
@@ -55,6 +58,7 @@ impl Pages {
         Pages {
             windows: Vec::new(),
             resident: Vec::new(),
+            unsure: Vec::new(),
             marked: BTreeSet::new(),
             distrusted: 0,
             runs: vec![WrittenRun::default(); RUNS_PER_SCAN],

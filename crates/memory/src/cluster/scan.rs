@@ -1,9 +1,9 @@
 //! Which pages of a cluster were written since they were last protected (catalogue B5). Copying them is
 //! absent. Read [`Cluster::scan_dirty`] first.
 //!
-//! A page's protection alone says whether it was written; the fault log only says at which pages to look. What it
-//! named is forgotten *before* the look: a page that is written after the look has met its protection
-//! again, and is named again.
+//! A page's protection alone says whether it was written; the fault log only says at which pages to look, but
+//! for those that only a write can have named, behind closed gates. What it named is forgotten *before* the look: a
+//! page that is written after the look has met its protection again, and is named again.
 
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use super::pages::{Pages, Piece};
 use super::{Cluster, Scan};
 use crate::counters::add;
 use crate::error::ScanError;
+use crate::named::join as join_runs;
 use crate::residency::PAGES_PER_BLOCK;
 use crate::space::{LogUse, Reading};
 use crate::sys::{Mode, Sys, WrittenRun};
@@ -41,7 +42,14 @@ impl<S: Sys> Cluster<S> {
         let pages = self.lock();
         let pieces: Vec<Piece> = pages.pieces(within).collect();
         let by_log = self.may_go_by(reading, &pages);
-        self.scan_pieces(pages, &pieces, by_log, scan, out).map(drop)
+        let mut pages = self.scan_pieces(pages, &pieces, by_log, scan, out, None)?;
+        if scan == Scan::Protect {
+            // Blocks of which a part was looked at stay named.
+            for piece in &pieces {
+                pages.unsure[piece.slot].insert(piece.start, piece.end);
+            }
+        }
+        Ok(())
     }
 
     /// As [`Cluster::scan_dirty`] for the whole cluster.
@@ -63,6 +71,52 @@ impl<S: Sys> Cluster<S> {
         scan: Scan,
         out: &mut Vec<PageRange>,
     ) -> Result<(), ScanError> {
+        self.scan_whole(reading, scan, out, None)
+    }
+
+    /// As [`Cluster::scan_read`] with [`Scan::Protect`], while nobody can write to the cluster (the gates are closed): what
+    /// the log alone tells to be written is not protected yet, and appended to `unprotected` too. It must be given to
+    /// [`Cluster::protect_found`] before anybody can write again, or later writes would be lost.
+    ///
+    /// A page may be reported that was not written: it was read after the kernel had taken it out of the mapping.
+    ///
+    /// # Errors
+    /// As for [`Cluster::scan_dirty`].
+    pub fn scan_still(
+        &self,
+        reading: Reading,
+        out: &mut Vec<PageRange>,
+        unprotected: &mut Vec<PageRange>,
+    ) -> Result<(), ScanError> {
+        let trusted = (reading.log_use == LogUse::Log).then_some(unprotected);
+        self.scan_whole(reading, Scan::Protect, out, trusted)
+    }
+
+    /// Protects what [`Cluster::scan_still`] has left unprotected. If the kernel refuses, the next scan reports every page in
+    /// memory.
+    pub fn protect_found(&self, unprotected: &[PageRange]) {
+        #[cfg(feature = "planted")]
+        if crate::planted::is(crate::planted::Bug::FoundUnprotected) {
+            return;
+        }
+        let mut pages = self.lock();
+        for range in unprotected {
+            let piece = pages.piece(range.start, range.end);
+            add(&self.counters().calls_fault, 1);
+            let byte_len = range.page_count() as usize * PAGE_SIZE;
+            if self.sys().protect(self.address(piece, piece.start), byte_len).is_err() {
+                pages.distrusted += 1;
+            }
+        }
+    }
+
+    fn scan_whole(
+        &self,
+        reading: Reading,
+        scan: Scan,
+        out: &mut Vec<PageRange>,
+        trusted: Option<&mut Vec<PageRange>>,
+    ) -> Result<(), ScanError> {
         let pages = self.lock();
         let pieces = pages.all_pieces();
         let distrusted = pages.distrusted;
@@ -71,7 +125,7 @@ impl<S: Sys> Cluster<S> {
             self.check_log(&pages, &pieces);
         }
         let before = out.len();
-        let mut pages = self.scan_pieces(pages, &pieces, by_log, scan, out)?;
+        let mut pages = self.scan_pieces(pages, &pieces, by_log, scan, out, trusted)?;
         if by_log {
             if scan == Scan::Protect {
                 self.sweep(&mut pages, before, out)?;
@@ -109,6 +163,7 @@ impl<S: Sys> Cluster<S> {
         by_log: bool,
         scan: Scan,
         out: &mut Vec<PageRange>,
+        mut trusted: Option<&mut Vec<PageRange>>,
     ) -> Result<MutexGuard<'a, Pages>, ScanError> {
         /// Takes about a tenth of a millisecond.
         const LOOKS_AT_ONCE: u32 = 64;
@@ -121,7 +176,16 @@ impl<S: Sys> Cluster<S> {
         let mut named = Vec::new();
         for piece in pieces {
             named.clear();
-            self.named(*piece).runs(piece.start, piece.end, forget_first(scan), &mut named);
+            match &mut trusted {
+                Some(trusted) if by_log => {
+                    let found = self.trust_log(&mut pages, *piece, &mut named);
+                    out.extend_from_slice(&found);
+                    trusted.extend(found);
+                }
+                _ => {
+                    self.named(*piece).runs(piece.start, piece.end, forget_first(scan), &mut named)
+                }
+            }
             if by_log {
                 named.dedup_by(|next, run| {
                     let near = next.0 <= run.1 + NEAR_PAGES;
@@ -162,6 +226,43 @@ impl<S: Sys> Cluster<S> {
         join(out, before);
         add(&counters.pages_found_written, out[before..].iter().map(|r| r.page_count()).sum());
         Ok(pages)
+    }
+
+    /// Takes what is named of a piece: the runs that are written for sure, if they are few; what has to be looked at is
+    /// appended to `named`, in order.
+    fn trust_log(
+        &self,
+        pages: &mut Pages,
+        piece: Piece,
+        named: &mut Vec<(u64, u64)>,
+    ) -> Vec<PageRange> {
+        /// Behind more, scanning what lies between them is cheaper than protecting each.
+        const TRUSTED_MOST: usize = 512;
+        let (resident, unsure) = (&pages.resident[piece.slot], &mut pages.unsure[piece.slot]);
+        let mut found: Vec<PageRange> = Vec::new();
+        self.named(piece).pages(piece.start, piece.end, true, |page| {
+            if !resident.contains(page) {
+                return;
+            }
+            if unsure.contains(page) {
+                // It is looked at now, and from now on named by its writers alone.
+                unsure.remove(page, page + 1);
+                named.push((page, page + 1));
+                return;
+            }
+            let page = piece.window_page + page;
+            match found.last_mut() {
+                Some(run) if run.end == page => run.end += 1,
+                _ => found.push(PageRange::new(page, page + 1)),
+            }
+        });
+        if found.len() > TRUSTED_MOST {
+            let runs = found.drain(..);
+            named.extend(runs.map(|r| (r.start - piece.window_page, r.end - piece.window_page)));
+        }
+        self.named(piece).blocks(piece.start, piece.end, true, named);
+        join_runs(named, 0);
+        found
     }
 
     /// What a scan has protected and not reported is no longer known to be written.
@@ -209,8 +310,12 @@ impl<S: Sys> Cluster<S> {
         let mut named = Vec::new();
         self.named(piece).runs(start, end, false, &mut named);
         let is_named = |page: u64| named.iter().any(|(from, to)| (*from..*to).contains(&page));
-        let strays = out[known..].iter().flat_map(|run| run.pages());
-        let stray_count = strays.filter(|page| !is_named(page.0 - window_page)).count();
+        // What this scan has found and not protected yet.
+        let (earlier, swept) = out[before..].split_at(known - before);
+        let is_known = |page: u64| earlier.iter().any(|run| (run.start..run.end).contains(&page));
+        let strays = swept.iter().flat_map(|run| run.pages());
+        let stray_count =
+            strays.filter(|page| !is_named(page.0 - window_page) && !is_known(page.0)).count();
         if stray_count > 0 {
             add(&self.counters().pages_strayed, stray_count as u64);
             self.held.space.distrust_log();

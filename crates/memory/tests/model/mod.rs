@@ -12,7 +12,7 @@ use proptest::test_runner::TestCaseError;
 use stead_memory::sys::Sys;
 use stead_memory::sys::sim::{Sim, Touch};
 use stead_memory::{
-    Cluster, Fault, FaultBatch, Linux, Mode, Plan, Reason, Reservation, Scan, Space,
+    Cluster, Fault, FaultBatch, Linux, Mode, Plan, Reading, Reason, Reservation, Scan, Space,
 };
 use stead_model::{Address, ContainerId, PAGE_SIZE, PAGES_PER_WINDOW, PageNo, PageRange};
 
@@ -62,7 +62,9 @@ pub enum Op {
     Look,
     /// A scan that protects, and a copy of what it reports.
     Stabilise,
-    /// The same for a part.
+    /// The same while nobody can write, so that what is found is protected after it was copied.
+    StabiliseStill,
+    /// The same as the first for a part.
     StabilisePart(u64, u64),
 }
 
@@ -124,6 +126,7 @@ pub trait World {
     fn cluster(&self) -> &Cluster<Self::Sys>;
     fn base(&self) -> Address;
     fn model(&self) -> Arc<Mutex<Model>>;
+    fn read_log(&self) -> Reading;
     /// Loads a word, serving the fault if there is one.
     fn load(&self, page: PageNo, around: u64) -> u64;
     fn store(&self, page: PageNo, around: u64, word: u64);
@@ -254,6 +257,7 @@ pub fn step<W: World>(world: &W, op: &Op, around: u64) -> Result<(), TestCaseErr
             check(world, &model, &out, &expected, None)?;
         }
         Op::Stabilise => stabilise(world, &model, None)?,
+        Op::StabiliseStill => stabilise_still(world, &model)?,
         Op::StabilisePart(index, n) => stabilise(world, &model, Some(run_of(index, n)))?,
     }
     Ok(())
@@ -369,6 +373,18 @@ fn stabilise<W: World>(
     Ok(())
 }
 
+fn stabilise_still<W: World>(world: &W, model: &Mutex<Model>) -> Result<(), TestCaseError> {
+    let (mut out, mut unprotected) = (Vec::new(), Vec::new());
+    let expected = std::mem::take(&mut model.lock().unwrap().written);
+    world.cluster().scan_still(world.read_log(), &mut out, &mut unprotected).unwrap();
+    check(world, model, &out, &expected, None)?;
+    out.iter().for_each(|run| copy(world, model, *run));
+    world.cluster().protect_found(&unprotected);
+    let reported: BTreeSet<u64> = out.iter().flat_map(|run| run.start..run.end).collect();
+    model.lock().unwrap().doubtful.retain(|page| !reported.contains(page));
+    Ok(())
+}
+
 fn check<W: World>(
     world: &W,
     model: &Mutex<Model>,
@@ -440,7 +456,8 @@ impl Simulated {
         let space = Space::on(Sim::new(seed));
         if let Some(room) = log {
             space.sys().allow_log(room);
-            space.check_log().unwrap();
+            // Half of them believe it, half of them check it.
+            if seed.is_multiple_of(2) { space.start_log() } else { space.check_log() }.unwrap();
         }
         let (reservation, cluster) = map(&space, swapped);
         Simulated { space, reservation, cluster, model: Arc::default() }
@@ -485,6 +502,10 @@ impl World for Simulated {
         Arc::clone(&self.model)
     }
 
+    fn read_log(&self) -> Reading {
+        self.space.read_log()
+    }
+
     fn load(&self, page: PageNo, around: u64) -> u64 {
         self.touch(around, || self.sim().load(page.address(self.base()).0))
     }
@@ -519,12 +540,16 @@ pub struct Real {
 }
 
 impl Real {
-    /// With a fault log that scans check, where one can be had, or as the test's environment says.
+    /// With a fault log, checked by scans unless the windows are swapped, where one can be had, or as the test's environment
+    /// says.
     pub fn new(around: u64, swapped: bool, log: bool) -> Option<Real> {
         let space = ground::open()?;
-        if log && let Err(refusal) = space.check_log() {
-            ground::not_run(&refusal);
-            return None;
+        if log {
+            let started = if swapped { space.start_log() } else { space.check_log() };
+            if let Err(refusal) = started {
+                ground::not_run(&refusal);
+                return None;
+            }
         }
         let (reservation, cluster) = map(&space, swapped);
         let cluster = Arc::new(cluster);
@@ -567,6 +592,10 @@ impl World for Real {
 
     fn model(&self) -> Arc<Mutex<Model>> {
         Arc::clone(&self.model)
+    }
+
+    fn read_log(&self) -> Reading {
+        self.space.read_log()
     }
 
     fn load(&self, page: PageNo, _around: u64) -> u64 {

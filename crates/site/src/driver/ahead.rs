@@ -1,5 +1,5 @@
-//! Writing the first pages of a large stabilisation while its last ones are still being copied: the copying on the
-//! thread of the round, the writing on one of its own that lives as long as the round. Read [`Ahead::give`] first.
+//! Writing the first pages of a large stabilisation while its last ones are still being copied: by the medium itself where
+//! it can, else by a thread that lives as long as the round. Read [`Ahead::give`] first.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -9,6 +9,7 @@ use stead_store::{Batch, CommitError, Committed, Store, Stream};
 /// A stabilisation that is being written as it is copied.
 pub(super) struct Ahead<'a> {
     stream: Stream<'a>,
+    /// Started when there is something for it.
     writer: Option<Writer>,
 }
 
@@ -46,13 +47,21 @@ impl<'a> Ahead<'a> {
     /// Begins a stabilisation of about so many pages, if writing it ahead is worth it.
     pub(super) fn begin(store: &'a Store, batch: &Batch, page_count: u64) -> Option<Self> {
         let stream = store.stream(batch, page_count)?;
-        Some(Ahead { stream, writer: Writer::start() })
+        Some(Ahead { stream, writer: None })
     }
 
     /// Has written what the batch has enough of.
     pub(super) fn give(&mut self, batch: &mut Batch) {
-        let Some(writer) = &self.writer else { return };
-        for chunk in self.stream.give(batch) {
+        let mut chunks = self.stream.give(batch);
+        if chunks.is_empty() {
+            return;
+        }
+        self.writer = self.writer.take().or_else(Writer::start);
+        let Some(writer) = &self.writer else {
+            stead_store::Ahead::run(&mut chunks);
+            return;
+        };
+        for chunk in chunks {
             // What cannot be sent is dropped, and the stream knows.
             let _ = writer.chunks.send(chunk);
         }

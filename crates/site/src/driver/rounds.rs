@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use stead_memory::{
-    CloseError, Closed, CounterValues, Gate, LogUse, Scan, Unsupported, close_writers,
+    CloseError, Closed, Cluster, CounterValues, Gate, LogUse, Scan, Unsupported, close_writers,
 };
 use stead_model::{PageId, PageNo, PageRange};
 use stead_store::{Batch, CommitError, Committed};
@@ -65,6 +65,21 @@ struct RoundState {
     /// Counts when the search was last reckoned.
     searched: CounterValues,
     log_refusal: Option<Unsupported>,
+}
+
+/// Closed gates, and pages that have to be protected before they open, whatever happens.
+struct Behind<'g> {
+    unprotected: Vec<(Arc<Cluster>, Vec<PageRange>)>,
+    _gates: Closed<'g>,
+    began: Instant,
+}
+
+impl Drop for Behind<'_> {
+    fn drop(&mut self) {
+        for (cluster, ranges) in self.unprotected.drain(..) {
+            cluster.protect_found(&ranges);
+        }
+    }
 }
 
 impl RoundTable {
@@ -222,7 +237,7 @@ impl RoundTable {
         let round = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let containers = shared.containers();
         let gates: Vec<&Gate> = containers.iter().map(|c| &c.gate).collect();
-        let mut closed: Option<(Closed<'_>, Instant)> = None;
+        let mut closed: Option<Behind<'_>> = None;
         let mut outcome = None;
         self.counts.pause_us_last.store(0, Ordering::Relaxed);
         self.counts.scan_us_last.store(0, Ordering::Relaxed);
@@ -233,15 +248,15 @@ impl RoundTable {
             let event = match effect {
                 Effect::PreCopy => {
                     // What could not be searched is dirty still: the search behind the gates meets the same error.
-                    let _ = self.search(shared, state, &containers);
+                    let _ = self.search(shared, state, &containers, None);
                     let page_count = copy_ahead(shared, state, &containers, &mut ahead);
                     Event::PreCopied { page_count }
                 }
                 Effect::CloseGates { within } => {
                     let began = Instant::now();
                     match close_writers(&gates, Some(began + within)) {
-                        Ok(all) => {
-                            closed = Some((all, began));
+                        Ok(gates) => {
+                            closed = Some(Behind { unprotected: Vec::new(), _gates: gates, began });
                             Event::Drained
                         }
                         Err(error) => {
@@ -256,7 +271,7 @@ impl RoundTable {
                 }
                 Effect::Search => {
                     self.take_freed(state, &containers);
-                    match self.search(shared, state, &containers) {
+                    match self.search(shared, state, &containers, closed.as_mut()) {
                         Ok(page_count) => Event::Found { page_count },
                         Err(error) => {
                             // What was found is protected now, and would not be found again.
@@ -277,10 +292,15 @@ impl RoundTable {
                     Event::PreCopied { page_count }
                 }
                 Effect::OpenAndCommit => {
-                    self.open(&mut closed);
                     let committed = match ahead.take() {
-                        Some(ahead) => ahead.commit(&mut state.batch),
-                        None => shared.store.commit(&mut state.batch),
+                        Some(ahead) => {
+                            self.open(&mut closed);
+                            ahead.commit(&mut state.batch)
+                        }
+                        // What was copied need not be protected before it is written, only before it changes.
+                        None => {
+                            shared.store.commit_while(&mut state.batch, || self.open(&mut closed))
+                        }
                     };
                     match committed {
                         Ok(committed) => {
@@ -314,9 +334,10 @@ impl RoundTable {
         }
     }
 
-    fn open(&self, closed: &mut Option<(Closed<'_>, Instant)>) {
-        if let Some((gates, began)) = closed.take() {
-            drop(gates);
+    fn open(&self, closed: &mut Option<Behind<'_>>) {
+        if let Some(behind) = closed.take() {
+            let began = behind.began;
+            drop(behind);
             let pause_us = began.elapsed().as_micros() as u64;
             // Of several in a round the longest.
             self.counts.pause_us_last.fetch_max(pause_us, Ordering::Relaxed);
@@ -331,13 +352,14 @@ impl RoundTable {
         RoundCounts::add(&self.counts.flushes, u64::from(committed.flushes));
     }
 
-    /// Finds the dirty pages of all containers, and protects them. How many there are. After an error what was
-    /// found before it has to be copied all the same.
+    /// Finds the dirty pages of all containers, and protects them: `behind` closed gates perhaps not before they open. How
+    /// many there are. After an error what was found before it has to be copied all the same.
     fn search(
         &self,
         shared: &Shared,
         state: &mut RoundState,
         containers: &[Arc<Opened>],
+        mut behind: Option<&mut Behind<'_>>,
     ) -> Result<u64, StabiliseError> {
         let began = Instant::now();
         let RoundState { dirty, found, .. } = state;
@@ -347,7 +369,17 @@ impl RoundTable {
         for (number, container) in containers.iter().enumerate() {
             for cluster in container.place.clusters() {
                 let before = dirty.len();
-                cluster.scan_read(reading, Scan::Protect, dirty)?;
+                match &mut behind {
+                    None => cluster.scan_read(reading, Scan::Protect, dirty)?,
+                    Some(behind) => {
+                        let mut unprotected = Vec::new();
+                        let scanned = cluster.scan_still(reading, dirty, &mut unprotected);
+                        if !unprotected.is_empty() {
+                            behind.unprotected.push((cluster, unprotected));
+                        }
+                        scanned?;
+                    }
+                }
                 found.extend(dirty[before..].iter().map(|_| number));
             }
         }

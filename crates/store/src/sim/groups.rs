@@ -10,7 +10,7 @@ use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 use super::audit::audit;
 use super::{CrashMedium, Fault, SplitMix};
 use crate::batch::Batch;
-use crate::commit::Committed;
+use crate::commit::{Committed, Meanwhile};
 use crate::directory::CreateOptions;
 use crate::error::CommitError;
 use crate::read::Stored;
@@ -89,7 +89,7 @@ pub fn commit_as_group(
     store: &Store,
     batches: &mut [&mut Batch],
 ) -> Vec<Result<Committed, CommitError>> {
-    store.commit_together(&mut store.writer(), batches)
+    store.commit_together(&mut store.writer(), batches, &mut Meanwhile::none())
 }
 
 /// What one association would hold after a stabilisation.

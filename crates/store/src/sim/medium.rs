@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::blocks::{Blocks, SECTORS_PER_BLOCK};
 use super::{SECTOR, SplitMix};
 use crate::format::BLOCK;
-use crate::medium::Medium;
+use crate::medium::{Medium, SharedPart, WriteUnderWay};
 
 /// Most blocks of a write that are lost or go astray at once: not more than the smallest segment has.
 const PIECE_BLOCKS: u64 = 8;
@@ -395,6 +395,30 @@ fn error_of(fault: Fault) -> io::Error {
     }
 }
 
+/// A write under way: it happens at once, or at last.
+#[derive(Debug)]
+struct Behind {
+    medium: CrashMedium,
+    offset: u64,
+    parts: Vec<SharedPart>,
+    outcome: Option<io::Result<()>>,
+}
+
+impl Behind {
+    fn make(&self) -> io::Result<()> {
+        let parts: Vec<IoSlice<'_>> =
+            self.parts.iter().map(|part| IoSlice::new(part.bytes())).collect();
+        self.medium.write(self.offset, &parts)
+    }
+}
+
+impl WriteUnderWay for Behind {
+    fn finish(mut self: Box<Self>) -> io::Result<()> {
+        let outcome = self.outcome.take();
+        outcome.unwrap_or_else(|| self.make())
+    }
+}
+
 impl Medium for CrashMedium {
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let inner = &mut *self.inner();
@@ -456,6 +480,21 @@ impl Medium for CrashMedium {
         inner.tally.bytes += bytes.len() as u64;
         inner.put(offset, &bytes);
         Ok(())
+    }
+
+    fn begin_write(
+        &self,
+        offset: u64,
+        parts: Vec<SharedPart>,
+    ) -> Result<Box<dyn WriteUnderWay>, Vec<SharedPart>> {
+        let mut write = Behind { medium: self.clone(), offset, parts, outcome: None };
+        let chance = self.inner().random.below(3);
+        match chance {
+            0 => return Err(write.parts),
+            1 => {}
+            _ => write.outcome = Some(write.make()),
+        }
+        Ok(Box::new(write))
     }
 
     fn sync(&self) -> io::Result<()> {
