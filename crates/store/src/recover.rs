@@ -493,11 +493,9 @@ pub(crate) fn load_table(
     space.add_segments(segments_in_file - segments, true);
     let position = &root.position;
     // Behind a chunk there is always room for another one and a block of its own.
-    if !space.has(position.place)
-        || layout.room(position.place) < 2
-        || !position.next_segment.is_none()
-            && !(space.has(position.next_segment) && layout.is_start(position.next_segment))
-    {
+    let next = position.next_segment;
+    let next_can_be = next.is_none() || space.has(next) && layout.is_start(next);
+    if !space.has(position.place) || layout.room(position.place) < 2 || !next_can_be {
         return Err(nonsense("lies apart from the record chain"));
     }
     let (version_bytes, rest) = rest.split_at(lengths[2]);
