@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use stead::{Options, SiteStat, Store};
+use stead::{Options, Quotas, SiteStat, Store};
 
 use crate::output::{Failure, Outcome, Report, path, shown};
 use crate::units::{bytes, limit, percent};
@@ -68,15 +68,17 @@ impl Quota {
         }
         let options = Options::new().create(false).interval(None);
         let store = Store::open_with(&self.dir, &options)?;
+        let mut quotas = Quotas::new();
         if let Some(Limit(quota)) = self.store {
-            store.set_quota(quota)?;
+            quotas = quotas.store(quota);
         }
         if let Some(Percent(percent)) = self.space_percent {
-            store.set_space_percent(percent)?;
+            quotas = quotas.space_percent(percent);
         }
         for (name, Limit(quota)) in containers {
-            store.set_container_quota(name, quota)?;
+            quotas = quotas.container(name, quota);
         }
+        store.set_quotas(&quotas)?;
         Ok(Found::new(&self.dir, store.stat()))
     }
 }

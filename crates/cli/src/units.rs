@@ -20,7 +20,12 @@ pub(crate) fn bytes(n: u64) -> String {
 pub(crate) fn rate(text: &str) -> Result<u64, String> {
     let number = text.trim();
     let number = number.strip_suffix("/s").unwrap_or(number);
-    size(number).ok_or_else(|| format!("{text:?} is no rate: write it like 100MiB/s"))
+    size(number).map_err(|wrong| match wrong {
+        Wrong::NoSize => format!("{text:?} is no rate: write it like 100MiB/s"),
+        Wrong::TooLarge => {
+            format!("{text:?} is more than 2^64 - 1 bytes in a second: write it like 100MiB/s")
+        }
+    })
 }
 
 /// A quota, from something like `500MiB`, `20 GB` or `none`.
@@ -28,8 +33,13 @@ pub(crate) fn limit(text: &str) -> Result<Limit, String> {
     if text.trim() == "none" {
         return Ok(Limit(None));
     }
-    let words = || format!("{text:?} is no number of bytes: write it like 500MiB, or none");
-    size(text).map(|bytes| Limit(Some(bytes))).ok_or_else(words)
+    let bytes = size(text).map_err(|wrong| match wrong {
+        Wrong::NoSize => format!("{text:?} is no number of bytes: write it like 500MiB, or none"),
+        Wrong::TooLarge => {
+            format!("{text:?} is more than 2^64 - 1 bytes: write it like 500MiB, or none")
+        }
+    })?;
+    Ok(Limit(Some(bytes)))
 }
 
 /// Hundredths of what is live that a file may have, or `none`.
@@ -41,25 +51,44 @@ pub(crate) fn percent(text: &str) -> Result<Percent, String> {
     text.trim().trim_end_matches('%').parse().map(|percent| Percent(Some(percent))).map_err(words)
 }
 
+/// Why a text is no size.
+enum Wrong {
+    NoSize,
+    TooLarge,
+}
+
 /// A number of bytes that is not 0.
-fn size(text: &str) -> Option<u64> {
+fn size(text: &str) -> Result<u64, Wrong> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1024.0 * 1024.0,
-        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        "tb" => 1e12,
-        _ => return None,
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(Wrong::NoSize),
     };
-    let bytes = number.parse::<f64>().ok()? * factor;
-    (bytes >= 1.0).then_some(bytes as u64)
+    // Whole numbers as they are: not all have a place among those with a point.
+    if let Ok(number) = number.parse::<u64>() {
+        return match number.checked_mul(factor) {
+            Some(0) => Err(Wrong::NoSize),
+            Some(bytes) => Ok(bytes),
+            None => Err(Wrong::TooLarge),
+        };
+    }
+    let bytes = number.parse::<f64>().map_err(|_| Wrong::NoSize)? * factor as f64;
+    match bytes {
+        // 2^64, which `u64::MAX` becomes.
+        bytes if bytes >= u64::MAX as f64 => Err(Wrong::TooLarge),
+        bytes if bytes >= 1.0 => Ok(bytes as u64),
+        _ => Err(Wrong::NoSize),
+    }
 }
 
 /// How long ago a moment was, in nanoseconds since 1970.
@@ -87,6 +116,8 @@ mod tests {
         for wrong in ["", "fast", "10 parsec", "0", "-3MiB", "1.2.3k"] {
             assert!(rate(wrong).unwrap_err().contains("100MiB/s"), "{wrong}");
         }
+        let error = rate("99999999999999999999MiB/s").unwrap_err();
+        assert!(error.contains("more than 2^64 - 1"), "{error}");
     }
 
     #[test]
@@ -96,6 +127,14 @@ mod tests {
         assert_eq!(limit(" 1.5 GiB "), Ok(Limit(Some(3 << 29))));
         for wrong in ["", "0", "all", "-1", "5MiB/s"] {
             assert!(limit(wrong).unwrap_err().contains("or none"), "{wrong}");
+        }
+        assert_eq!(limit("9007199254740993"), Ok(Limit(Some(9_007_199_254_740_993))));
+        assert_eq!(limit("18446744073709551615"), Ok(Limit(Some(u64::MAX))));
+        let too_large =
+            ["18446744073709551616", "16777216TiB", "16777216.0TiB", "9999999999999999999999TiB"];
+        for wrong in too_large {
+            let error = limit(wrong).unwrap_err();
+            assert!(error.contains("more than 2^64 - 1"), "{wrong}: {error}");
         }
     }
 

@@ -72,6 +72,8 @@ fn what_cannot_be_is_refused_with_words() {
         (&["--space-percent", "149"], 4, "quota", "150 at the least"),
         (&["--space-percent", "1.5"], 2, "usage", "or none"),
         (&["--container", "bank", "much"], 2, "usage", "or none"),
+        (&["--store", "9999999999999999999999TiB"], 2, "usage", "more than 2^64 - 1 bytes"),
+        (&["--container", "bank", "16777216TiB"], 2, "usage", "more than 2^64 - 1 bytes"),
         (&["--container", "bank"], 2, "usage", "2 values"),
         (&["--container", "nobody", "1MiB"], 3, "no_container", "\"nobody\""),
     ] {
@@ -82,4 +84,40 @@ fn what_cannot_be_is_refused_with_words() {
         assert_eq!((ran.code, said["error"]["kind"].as_str()), (code, Some(kind)), "{said}");
         assert!(said["error"]["message"].as_str().unwrap().contains(words), "{said}");
     }
+}
+
+#[test]
+fn several_are_laid_down_all_or_none() {
+    let Some(_alone) = alone() else { return };
+    let (_temp, dir) = new_bank(10);
+    let at = dir.as_str();
+    let set = run(&["quota", at, "--store", "50GiB", "--space-percent", "250"], &["--json"]);
+    assert_eq!(set.code, 0, "{set:?}");
+    let laid_down = || {
+        let json = run(&["quota", at], &["--json"]).json();
+        (
+            json["quota_bytes"].clone(),
+            json["space_percent"].clone(),
+            json["containers"][0]["quota_bytes"].clone(),
+        )
+    };
+    let before = laid_down();
+    assert_eq!(before, ((50u64 << 30).into(), 250.into(), serde_json::Value::Null));
+    for (args, code, kind) in [
+        (
+            &["--store", "none", "--container", "bank", "1GiB", "--container", "nope", "2GiB"][..],
+            3,
+            "no_container",
+        ),
+        (&["--container", "bank", "1GiB", "--container", "", "2GiB"], 4, "bad_name"),
+        (&["--store", "60GiB", "--space-percent", "149"], 4, "quota"),
+        (&["--space-percent", "300", "--container", "bank", "1GiB", "--store", "1MiB"], 4, "quota"),
+    ] {
+        let ran = run(&[&["quota", at], args].concat(), &["--json"]);
+        assert_eq!((ran.code, &ran.json()["error"]["kind"]), (code, &kind.into()), "{ran:?}");
+        assert_eq!(laid_down(), before, "{args:?} has changed something");
+    }
+    let args = ["--store", "60GiB", "--space-percent", "300", "--container", "bank", "1GiB"];
+    assert_eq!(run(&[&["quota", at], &args[..]].concat(), &[]).code, 0);
+    assert_eq!(laid_down(), ((60u64 << 30).into(), 300.into(), (1u64 << 30).into()));
 }

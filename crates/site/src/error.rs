@@ -515,6 +515,13 @@ impl BackupError {
         matches!(self, BackupError::Snapshot(stead_store::SnapshotError::Unknown { .. }))
     }
 
+    /// Whether it was not written to its end because nobody reads any more.
+    #[must_use]
+    pub fn is_unread(&self) -> bool {
+        use stead_store::BackupError::Write;
+        matches!(self, BackupError::Copy(Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+
     /// Whether something in the store is damaged.
     #[must_use]
     pub fn is_damage(&self) -> bool {

@@ -26,6 +26,7 @@ pub use error::{
 };
 pub use join::Typed;
 pub use options::{ContainerOptions, OpenOptions};
+pub use quota::Quotas;
 pub use scrub::{FoundDamage, LostPages, ScrubOptions, Scrubbed};
 pub use site::Site;
 pub use snapshot::backup;

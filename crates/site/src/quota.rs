@@ -1,59 +1,88 @@
 //! Quotas as a site offers them: what the store may take of the disk, in bytes and for what is live in it, and what a
 //! container may hold, laid down for good.
 //! The store refuses what is beyond; a heap learns of its container's quota before that, when it asks for pages. Read
-//! [`Site::set_container_quota`] first.
+//! [`Site::set_quotas`] first.
 
 use stead_model::{ContainerId, ContainerName};
-use stead_store::{CommitError, Store};
+use stead_store::{CommitError, Setting, Store};
 
 use crate::error::{ContainerError, QuotaError};
 use crate::site::Site;
 
+/// Quotas to lay down at once. What is not said stays as it is; of what is said twice the last counts.
+#[derive(Clone, Default, Debug)]
+pub struct Quotas {
+    store: Vec<Setting>,
+    containers: Vec<(String, Option<u64>)>,
+}
+
+impl Quotas {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many bytes of the disk the store may take; `None`: as many as there are.
+    #[must_use]
+    pub fn store(mut self, quota: Option<u64>) -> Self {
+        self.store.push(Setting::Quota(quota));
+        self
+    }
+
+    /// How large the store's file may become, in hundredths of what is live in it; `None`: 200.
+    #[must_use]
+    pub fn space_percent(mut self, percent: Option<u32>) -> Self {
+        self.store.push(Setting::SpacePercent(percent));
+        self
+    }
+
+    /// How many bytes the container of this name may hold; `None`: as many as its addresses and the store allow.
+    #[must_use]
+    pub fn container(mut self, name: &str, quota: Option<u64>) -> Self {
+        self.containers.push((name.to_owned(), quota));
+        self
+    }
+}
+
 impl Site {
-    /// Lays down how many bytes of the disk the store may take. Durable on return.
+    /// Lays down quotas, all of them or none. Containers need not be open. Durable on return.
     ///
     /// # Errors
-    /// If that is too little for a store, if it is open for reading only, or the disk refuses.
-    pub fn set_quota(&self, quota: Option<u64>) -> Result<(), QuotaError> {
+    /// If there is no container of one of the names, if one of the quotas cannot be kept to, if the store is open for
+    /// reading only, or the disk refuses.
+    pub fn set_quotas(&self, quotas: &Quotas) -> Result<(), QuotaError> {
         if self.is_forked() {
             return Err(QuotaError::Forked);
         }
-        Ok(self.shared().store.set_quota(quota)?)
-    }
-
-    /// Lays down how large the store's file may become, in hundredths of what is live in it. Durable on return.
-    ///
-    /// # Errors
-    /// If it is less than 150 or more than 10,000, if the store is open for reading only, or the disk refuses.
-    pub fn set_space_percent(&self, percent: Option<u32>) -> Result<(), QuotaError> {
-        if self.is_forked() {
-            return Err(QuotaError::Forked);
+        if quotas.containers.is_empty() {
+            return Ok(self.shared().store.set(&quotas.store)?);
         }
-        Ok(self.shared().store.set_space_percent(percent)?)
-    }
-
-    /// Lays down how many bytes a container may hold, whether or not it is open. Durable on return.
-    ///
-    /// # Errors
-    /// If there is none of this name, if the store is open for reading only, or the disk refuses.
-    pub fn set_container_quota(&self, name: &str, quota: Option<u64>) -> Result<(), QuotaError> {
-        if self.is_forked() {
-            return Err(QuotaError::Forked);
-        }
-        let name = ContainerName::existing(name).map_err(ContainerError::from)?.as_str();
-        // Held so that it is not removed meanwhile.
+        // Held so that none is removed meanwhile.
         let _windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut found = Vec::new();
+        for (name, quota) in &quotas.containers {
+            found.push((self.number_of(name)?, *quota));
+        }
+        let containers = found.iter().map(|&(id, quota)| Setting::ContainerQuota(id, quota));
+        let all: Vec<Setting> = quotas.store.iter().copied().chain(containers).collect();
+        self.shared().store.set(&all)?;
+        let opened = self.shared().opened();
+        for (id, quota) in found {
+            if let Some(opened) = opened.get(&id) {
+                opened.place.set_quota(quota);
+            }
+        }
+        Ok(())
+    }
+
+    fn number_of(&self, name: &str) -> Result<ContainerId, ContainerError> {
+        let name = ContainerName::existing(name)?.as_str();
         let found = self
             .system()?
             .read(|directory, _| directory.get(name))
             .map_err(|_| ContainerError::InSection)?;
-        let missing = || ContainerError::Missing { name: name.to_owned() };
-        let id = found.ok_or_else(missing)?.id();
-        self.shared().store.set_container_quota(id, quota)?;
-        if let Some(opened) = self.shared().opened().get(&id) {
-            opened.place.set_quota(quota);
-        }
-        Ok(())
+        Ok(found.ok_or_else(|| ContainerError::Missing { name: name.to_owned() })?.id())
     }
 
     /// How many bytes a container may hold; `None` if nobody has said.

@@ -928,7 +928,7 @@ mod tests {
         let opened = open(name).unwrap();
         assert_eq!(opened.read(|root, _| root.iter().count()).unwrap(), 0);
         assert_eq!(site.existing(name).unwrap().name(), name);
-        site.set_container_quota(name, Some(1 << 20)).unwrap();
+        site.set_quotas(&crate::Quotas::new().container(name, Some(1 << 20))).unwrap();
         assert_eq!(site.container_quota(opened.opened().id()), Some(1 << 20));
         drop(opened);
         assert_eq!(site.names(), [name]);

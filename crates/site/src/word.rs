@@ -105,7 +105,7 @@ pub fn restore_word(error: &RestoreError) -> &'static str {
         | RestoreError::Damaged { .. }
         | RestoreError::Nothing => "bad_backup",
         RestoreError::WrongBase { .. } | RestoreError::NotFirst { .. } => "wrong_base",
-        RestoreError::Exists { .. } => "exists",
+        RestoreError::Exists { .. } | RestoreError::MountPoint { .. } => "exists",
         RestoreError::Newer { .. } => "newer",
         RestoreError::Create(error) => create_word(error),
         RestoreError::Write(error) => CommitError::word(error),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use stead_heap::{Exclusive, Read, Root, Write};
 use stead_model::Address;
-use stead_site::{CheckError, QuotaError, SectionError, Site, Typed};
+use stead_site::{CheckError, QuotaError, Quotas, SectionError, Site, Typed};
 
 use crate::error::Error;
 
@@ -80,7 +80,7 @@ impl<R> Container<R> {
     /// # Errors
     /// If called inside a section, or the disk refuses.
     pub fn set_quota(&self, quota: Option<u64>) -> Result<(), QuotaError> {
-        self.site.set_container_quota(self.name(), quota)
+        self.site.set_quotas(&Quotas::new().container(self.name(), quota))
     }
 
     /// Brings the pages of a range of addresses into memory, and says so if one of them is damaged on the disk

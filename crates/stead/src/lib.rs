@@ -87,8 +87,8 @@ pub use stead_site::{
 };
 pub use stead_site::{
     CheckError, ContainerError, ContainerOptions, ContainerStat, Counters, OpenError,
-    OpenErrorKind, OpenOptions, QuotaError, RemoveError, SectionError, SiteStat, SnapshotError,
-    SnapshotInfo, StabiliseError, WrittenPages,
+    OpenErrorKind, OpenOptions, QuotaError, Quotas, RemoveError, SectionError, SiteStat,
+    SnapshotError, SnapshotInfo, StabiliseError, WrittenPages,
 };
 pub use stead_site::{CheckReport, Damaged, Finding, PageKind, PageUse, Support};
 pub use stead_site::{FoundDamage, LostPages, ScrubOptions, ScrubProgress, Scrubbed};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use stead_heap::{Root, Tx};
 use stead_site::site::GATE_DEFAULT;
 use stead_site::{
-    ContainerOptions, Counters, Damaged, OpenError, OpenOptions, QuotaError, RemoveError,
+    ContainerOptions, Counters, Damaged, OpenError, OpenOptions, QuotaError, Quotas, RemoveError,
     ScrubOptions, ScrubProgress, Scrubbed, Site, SiteStat, SnapshotError, SnapshotInfo,
     StabiliseError,
 };
@@ -211,7 +211,7 @@ impl Store {
     /// # Errors
     /// If it is less than a store needs (about 32 MiB), or the disk refuses.
     pub fn set_quota(&self, quota: Option<u64>) -> Result<(), QuotaError> {
-        self.site.set_quota(quota)
+        self.set_quotas(&Quotas::new().store(quota))
     }
 
     /// Lays down how large the store's file may become, in hundredths of what is live in it, for good; `None`: 200. With more,
@@ -221,7 +221,7 @@ impl Store {
     /// # Errors
     /// If it is less than 150 or more than 10,000, or the disk refuses.
     pub fn set_space_percent(&self, percent: Option<u32>) -> Result<(), QuotaError> {
-        self.site.set_space_percent(percent)
+        self.set_quotas(&Quotas::new().space_percent(percent))
     }
 
     /// As [`Container::set_quota`], for a container that need not be open, nor readable.
@@ -229,7 +229,16 @@ impl Store {
     /// # Errors
     /// If there is none of this name; as [`Container::set_quota`].
     pub fn set_container_quota(&self, name: &str, quota: Option<u64>) -> Result<(), QuotaError> {
-        self.site.set_container_quota(name, quota)
+        self.set_quotas(&Quotas::new().container(name, quota))
+    }
+
+    /// Lays down several quotas at once: all of them, or none. Durable on return.
+    ///
+    /// # Errors
+    /// As [`set_quota`](Self::set_quota), [`set_space_percent`](Self::set_space_percent) and
+    /// [`set_container_quota`](Self::set_container_quota).
+    pub fn set_quotas(&self, quotas: &Quotas) -> Result<(), QuotaError> {
+        self.site.set_quotas(quotas)
     }
 
     /// Names of all containers, in order.

@@ -55,7 +55,7 @@ pub(crate) enum Change {
         number: u64,
     },
     /// Something is laid down for good.
-    Set(Setting),
+    Set(Vec<Setting>),
     /// A container becomes the same as another one in a snapshot.
     Branch {
         number: u64,
@@ -201,7 +201,7 @@ impl Store {
         }
         match change {
             Change::Nothing | Change::GoBack { .. } => {}
-            Change::Set(setting) => settings.set(setting.clone()),
+            Change::Set(all) => all.iter().for_each(|&setting| settings.set(setting)),
             Change::Take { name } => next.take(name, keeper.generation + 1, &position),
             Change::Drop { number } => next.drop_snapshot(*number)?,
             Change::Branch { number, origin, new } => next.branch(*number, *origin, *new)?,

@@ -87,6 +87,7 @@ pub use read::{Run, Stored};
 pub use recover::OpenReport;
 pub use salvage::{SalvageError, Salvaged, salvage};
 pub use scrub::{ScrubProgress, Scrubbed};
+pub use settings::Setting;
 pub use snapshot::SnapshotError;
 pub use store::{Stat, Store, StoreHeader};
 pub use stream::{Ahead, Stream};

@@ -189,6 +189,14 @@ fn try_open(
     let len = medium.len().map_err(|source| io_error("asking for the length of", source))?;
     let header_len = HEADER_BLOCKS as usize * BLOCK;
     if len < header_len as u64 {
+        // A store's all the same, if it begins as one.
+        let mut first = vec![0; BLOCK];
+        if len >= BLOCK as u64
+            && medium.read(0, &mut first).is_ok()
+            && Superblock::decode(&first).is_ok()
+        {
+            return Err(damaged(Damage::new(len, "the file has been cut off here")));
+        }
         let why = format!("its {len} bytes are fewer than a store's header has");
         return Err(OpenError::NotAStore { path: path.into(), why });
     }

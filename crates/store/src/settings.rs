@@ -1,6 +1,6 @@
 //! What the owner of a store has laid down, kept with its roots: how much its file may take of the disk, by itself and
 //! for what is live in it, and how much its containers may hold. A full quota is told like a full disk: what is stable stays so, and what makes room works.
-//! Read [`Store::set_quota`] and [`Store::set_container_quota`] first.
+//! Read [`Store::set_quota`] and [`Store::set`] first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
@@ -35,14 +35,15 @@ pub(crate) struct Settings {
     pub(crate) containers: BTreeMap<ContainerId, u64>,
 }
 
-/// A change of them.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Setting {
+/// One thing that can be laid down: see [`Store::set`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Setting {
+    /// As by [`Store::set_quota`].
     Quota(Option<u64>),
+    /// As by [`Store::set_space_percent`].
     SpacePercent(Option<u32>),
+    /// As by [`Store::set_container_quota`].
     ContainerQuota(ContainerId, Option<u64>),
-    /// Everything.
-    All(Settings),
 }
 
 impl Settings {
@@ -54,8 +55,17 @@ impl Settings {
                 self.containers.insert(container, bytes);
             }
             Setting::ContainerQuota(container, None) => self.forget(container),
-            Setting::All(settings) => *self = settings,
         }
+    }
+
+    /// What has to be laid down where nothing is, so that it is this.
+    pub(crate) fn each(&self) -> Vec<Setting> {
+        let containers = self.containers.iter();
+        let containers = containers.map(|(&id, &bytes)| Setting::ContainerQuota(id, Some(bytes)));
+        [Setting::Quota(self.quota), Setting::SpacePercent(self.space_percent)]
+            .into_iter()
+            .chain(containers)
+            .collect()
     }
 
     /// The container is gone, and its quota with it.
@@ -106,10 +116,7 @@ impl Store {
     /// If that is less than a store can work with (eight segments: 33,619,968 bytes with segments of the usual size), or
     /// the disk refuses.
     pub fn set_quota(&self, quota: Option<u64>) -> Result<(), CommitError> {
-        if let Some(bytes) = quota {
-            self.check_quota(bytes)?;
-        }
-        self.set(Setting::Quota(quota))
+        self.set(&[Setting::Quota(quota)])
     }
 
     pub(crate) fn check_quota(&self, bytes: u64) -> Result<(), CommitError> {
@@ -130,10 +137,7 @@ impl Store {
     /// # Errors
     /// If it is less than 150 or more than 10,000, or the disk refuses.
     pub fn set_space_percent(&self, percent: Option<u32>) -> Result<(), CommitError> {
-        if let Some(percent) = percent.filter(|percent| !SPACE_PERCENTS.contains(percent)) {
-            return Err(CommitError::SpacePercent { percent });
-        }
-        self.set(Setting::SpacePercent(percent))
+        self.set(&[Setting::SpacePercent(percent)])
     }
 
     /// How many bytes of stored pages a container may have; `None` if nobody has said.
@@ -163,13 +167,31 @@ impl Store {
         container: ContainerId,
         quota: Option<u64>,
     ) -> Result<(), CommitError> {
-        assert!(container <= ContainerId::MAX, "{container} cannot be stored");
-        self.set(Setting::ContainerQuota(container, quota))
+        self.set(&[Setting::ContainerQuota(container, quota)])
     }
 
-    pub(crate) fn set(&self, setting: Setting) -> Result<(), CommitError> {
+    /// Lays down several things with one root: all of them, or none. Durable on return.
+    ///
+    /// # Errors
+    /// If one of them cannot be, or the disk refuses.
+    ///
+    /// # Panics
+    /// If a container's number is beyond what the format has room for.
+    pub fn set(&self, settings: &[Setting]) -> Result<(), CommitError> {
+        for &setting in settings {
+            match setting {
+                Setting::Quota(Some(bytes)) => self.check_quota(bytes)?,
+                Setting::SpacePercent(Some(percent)) if !SPACE_PERCENTS.contains(&percent) => {
+                    return Err(CommitError::SpacePercent { percent });
+                }
+                Setting::ContainerQuota(container, _) => {
+                    assert!(container <= ContainerId::MAX, "{container} cannot be stored");
+                }
+                Setting::Quota(None) | Setting::SpacePercent(_) => {}
+            }
+        }
         self.settle()?;
-        self.checkpoint_change(&mut self.keeper(), &Change::Set(setting))
+        self.checkpoint_change(&mut self.keeper(), &Change::Set(settings.to_vec()))
     }
 
     /// Has what is asked while the state is locked go by new settings.

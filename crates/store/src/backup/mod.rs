@@ -70,6 +70,15 @@ pub enum RestoreError {
         /// The directory.
         dir: PathBuf,
     },
+    /// A file system is mounted where the store is to be.
+    #[error(
+        "{0} is a mount point, which cannot be replaced by a store: restore to a directory in it, like {0}/store",
+        dir.display()
+    )]
+    MountPoint {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// Another restoration is under way.
     #[error(
         "a store is being restored there already, in {}: wait until that ends, or restore to another directory",

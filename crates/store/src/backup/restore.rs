@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, StatxAttributes, StatxFlags, flock, statx};
 use rustix::io::Errno;
 use stead_model::{ContainerId, PAGE_SIZE, PageId, PageNo};
 
@@ -15,7 +15,7 @@ use super::stream::{Frame, FrameReader, Head, Totals};
 use super::{RestoreError, StateId};
 use crate::batch::Batch;
 use crate::directory::CreateOptions;
-use crate::settings::{SEGMENTS_LEAST, Setting, Settings};
+use crate::settings::{SEGMENTS_LEAST, Settings};
 use crate::space::Layout;
 use crate::store::Store;
 use crate::verify::VerifyProgress;
@@ -84,18 +84,14 @@ impl Restore {
     /// # Errors
     /// If there is something, or another attempt is under way.
     pub fn begin(dir: &Path) -> Result<Restore, RestoreError> {
-        // A link stays one, to a directory that is replaced.
-        let dir = &match fs::symlink_metadata(dir) {
-            Ok(found) if found.is_symlink() => fs::canonicalize(dir).map_err(|source| {
-                let path = dir.into();
-                RestoreError::Io { path, action: "following the link", source }
-            })?,
-            _ => dir.to_path_buf(),
-        };
+        let dir = &place_of(dir)?;
         let Some(name) = dir.file_name() else {
-            // `.` and `/` are there, and cannot be given a name.
+            // The root of the file system is there, and cannot be given a name.
             return Err(RestoreError::Exists { dir: dir.into() });
         };
+        if is_mount_point(dir) {
+            return Err(RestoreError::MountPoint { dir: dir.into() });
+        }
         let mut beside_name = name.to_owned();
         beside_name.push(".restoring");
         let beside = Beside::take(dir.with_file_name(beside_name))?;
@@ -316,7 +312,7 @@ impl Made {
         let mut settings = std::mem::take(&mut self.settings);
         let here: BTreeSet<ContainerId> = self.store.containers().into_iter().collect();
         settings.containers.retain(|container, _| here.contains(container));
-        self.store.set(Setting::All(settings))?;
+        self.store.set(&settings.each())?;
         for _ in 0..UPKEEP_MOST {
             let stat = self.store.stat();
             let is_long = stat.quota_bytes.is_some_and(|quota| stat.file_bytes > quota);
@@ -393,6 +389,27 @@ impl Beside {
         // What cannot be removed now goes with the next attempt.
         let _ = clear(&self.path).and_then(|()| fs::remove_dir(&self.path));
     }
+}
+
+/// The directory with a name of its own at the end, however it is written.
+fn place_of(dir: &Path) -> Result<PathBuf, RestoreError> {
+    // Without `/` and `/.` at the end.
+    let dir: PathBuf = dir.components().collect();
+    let action = match fs::symlink_metadata(&dir) {
+        // A link stays one, to a directory that is replaced.
+        Ok(found) if found.is_symlink() => "following the link",
+        // `.` and the like.
+        _ if dir.file_name().is_none() => "asking for the name of",
+        _ => return Ok(dir),
+    };
+    fs::canonicalize(&dir).map_err(|source| RestoreError::Io { path: dir, action, source })
+}
+
+/// Whether another file system, or a part of one, is mounted here: then no directory can take its place.
+fn is_mount_point(dir: &Path) -> bool {
+    // Where the kernel does not say, the last step will.
+    statx(CWD, dir, AtFlags::NO_AUTOMOUNT, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Whether a store may be put here: there is nothing, or an empty directory.
