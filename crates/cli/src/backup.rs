@@ -3,12 +3,14 @@
 use std::fs::{self, File};
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, OFlags};
 use serde::Serialize;
 use stead::{BackedUp, BackupProgress};
 
-use crate::output::{Failure, Outcome, Report, byte_bar, say_aside};
+use crate::output::{Failure, Outcome, Report, byte_bar, end_unread, say_aside};
 use crate::units::bytes;
 
 /// Which state, and where to.
@@ -59,17 +61,22 @@ impl Backup {
             bar.set_position(progress.done * stead::PAGE_SIZE as u64);
         };
         let mut write = |out: &mut File| {
-            let written =
-                stead::backup(&dir, snapshot.as_deref(), since.as_deref(), out, &mut progress);
-            written.map_err(Failure::from)
+            stead::backup(&dir, snapshot.as_deref(), since.as_deref(), out, &mut progress)
         };
         let written = match &output {
             Some(file) if is_inside(file, &dir) => {
                 let why = "this is inside the store itself: name a file elsewhere";
                 return Err(Failure::not_done(format!("{}: {why}", file.display())));
             }
-            Some(file) => whole_file(file, write)?,
-            None => write(&mut io::stdout().as_fd().try_clone_to_owned()?.into())?,
+            Some(file) => whole_file(file, |out| write(out).map_err(Failure::from))?,
+            None if leads_nowhere(io::stdout())? => {
+                let why = "standard output is closed, or thrown away: name a file with -o, or read it by a pipe";
+                return Err(Failure::not_done(why));
+            }
+            None => match write(&mut io::stdout().as_fd().try_clone_to_owned()?.into()) {
+                Err(error) if error.is_unread() => end_unread(),
+                written => written?,
+            },
         };
         bar.finish_and_clear();
         let BackedUp { state, base, containers, images, zeros, bytes: backup_bytes } = written;
@@ -85,6 +92,15 @@ impl Backup {
             backup_bytes,
         })
     }
+}
+
+/// Whether a descriptor was closed when this process began: then the runtime has opened `/dev/null` in its place, for reading
+/// too. Some programs open it so themselves to throw away what a command says: no backup would come of that either.
+fn leads_nowhere(fd: impl AsFd) -> io::Result<bool> {
+    let found = rustix::fs::fstat(&fd)?;
+    let is_null = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
+        && found.st_rdev == fs::metadata("/dev/null").map_or(0, |null| null.rdev());
+    Ok(is_null && rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::RDWR))
 }
 
 /// Whether a file is, or would be, in this directory.

@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -15,6 +16,9 @@ use crate::output::{Failure, Outcome, Report};
 const ACCOUNTS: usize = 1000;
 const START_BALANCE: i64 = 1000;
 const THREADS: usize = 4;
+
+/// How long a worker has until its first acknowledgement.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Options of the demo.
 #[derive(clap::Args)]
@@ -178,8 +182,11 @@ impl Demo {
         let mut acknowledged = std::vec![0; THREADS];
         let bar = indicatif::ProgressBar::new(self.kills.into());
         for kill in 1..=self.kills {
-            let lines = run_and_kill(&dir)?;
-            for (thread, made) in lines {
+            let mut worker = Command::new(std::env::current_exe()?);
+            worker.args(["demo", "--work", "--store"]).arg(&dir);
+            // Each other one may be killed before it has begun: while it makes the store, or opens it.
+            let patience = (kill % 2 == 1).then_some(PATIENCE);
+            for (thread, made) in run_and_kill(worker, &dir, patience)? {
                 acknowledged[thread] = acknowledged[thread].max(made);
                 tally.acknowledgements += 1;
             }
@@ -215,27 +222,48 @@ fn check_ours(dir: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// Starts the worker, kills it at a random moment, and returns what it said.
-fn run_and_kill(dir: &Path) -> Outcome<std::vec::Vec<(usize, u64)>> {
-    let mut worker: Child = Command::new(std::env::current_exe()?)
-        .args(["demo", "--work", "--store"])
-        .arg(dir)
-        .stdout(Stdio::piped())
-        .spawn()?;
+/// Starts the worker, kills it at a random moment, behind its first acknowledgement if there is patience for that, and
+/// returns what it said.
+fn run_and_kill(
+    mut worker: Command,
+    dir: &Path,
+    patience: Option<Duration>,
+) -> Outcome<std::vec::Vec<(usize, u64)>> {
+    let mut worker: Child = worker.stdout(Stdio::piped()).spawn()?;
     let stdout = worker.stdout.take().expect("stdout is piped");
+    let (say, said) = mpsc::channel();
     let reader = std::thread::spawn(move || {
-        BufReader::new(stdout).lines().map_while(|l| l.ok()).collect::<std::vec::Vec<String>>()
+        for line in BufReader::new(stdout).lines().map_while(|line| line.ok()) {
+            if say.send(line).is_err() {
+                return;
+            }
+        }
     });
-    std::thread::sleep(Duration::from_micros(fastrand::u64(0..200_000)));
+    let first = patience.map(|patience| said.recv_timeout(patience));
+    match first {
+        // It says nothing any more because it ends.
+        Some(Err(RecvTimeoutError::Disconnected)) => {
+            worker.wait()?;
+        }
+        Some(Err(RecvTimeoutError::Timeout)) => {}
+        _ => std::thread::sleep(Duration::from_micros(fastrand::u64(0..200_000))),
+    }
     // It may have ended by itself, which is an error that its status shows.
     let ended = worker.try_wait()?;
     worker.kill()?;
     worker.wait()?;
     if let Some(status) = ended {
+        // The store may say better why.
+        stead::open(dir)?;
         return Err(Failure::not_done(format_args!("the worker ended by itself: {status}")));
     }
-    let lines = reader.join().expect("the reader does not panic");
-    Ok(lines.iter().filter_map(|line| parse(line)).collect())
+    reader.join().expect("the reader does not panic");
+    if let (Some(Err(_)), Some(patience)) = (&first, patience) {
+        let why = format!("the worker acknowledged nothing in {patience:?}: nothing was tested");
+        return Err(Failure::not_done(why));
+    }
+    let first = first.and_then(Result::ok);
+    Ok(first.into_iter().chain(said).filter_map(|line| parse(&line)).collect())
 }
 
 /// A whole line of the worker; a line that the kill cut off acknowledges nothing.
@@ -311,5 +339,20 @@ impl Report for Tally {
         for wrong in &self.wrong {
             crate::say!("WRONG: {wrong}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_does_nothing_is_no_test() {
+        let mut idle = Command::new("sleep");
+        idle.arg("600");
+        let dir = std::env::temp_dir().join("stead-demo-that-is-not-there");
+        let failure = run_and_kill(idle, &dir, Some(Duration::from_millis(10))).unwrap_err();
+        assert!(failure.to_string().ends_with("nothing was tested"), "{failure}");
+        assert!(!dir.exists());
     }
 }

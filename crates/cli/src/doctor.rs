@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use stead::Support;
 
-use crate::output::{Outcome, Report};
+use crate::output::{FINE, Failure, Outcome, Report, WRONG};
 
 /// What was found.
 #[derive(Serialize)]
@@ -33,6 +33,11 @@ struct Opening {
     dir: PathBuf,
     /// Why it did not open; null if it did.
     error: Option<String>,
+    /// In which way it did not.
+    kind: Option<&'static str>,
+    /// What any other command would end with.
+    #[serde(skip)]
+    exit_code: u8,
     records_replayed: u64,
     bytes_read: u64,
     unfinished: Option<u64>,
@@ -60,6 +65,8 @@ fn opening(dir: &Path) -> Opening {
     let mut opening = Opening {
         dir: dir.to_owned(),
         error: None,
+        kind: None,
+        exit_code: 0,
         records_replayed: 0,
         bytes_read: 0,
         unfinished: None,
@@ -73,7 +80,12 @@ fn opening(dir: &Path) -> Opening {
             opening.unfinished = report.unfinished;
             opening.medium = Some(store.stat().medium);
         }
-        Err(error) => opening.error = Some(error.to_string()),
+        Err(error) => {
+            let failure = Failure::from(error);
+            opening.error = Some(failure.to_string());
+            opening.kind = Some(failure.kind());
+            opening.exit_code = failure.exit_code();
+        }
     }
     opening
 }
@@ -81,6 +93,14 @@ fn opening(dir: &Path) -> Opening {
 impl Report for Findings {
     fn is_well(&self) -> bool {
         self.missing.is_none() && self.store.as_ref().is_none_or(|s| s.error.is_none())
+    }
+
+    fn exit_code(&self) -> u8 {
+        match (&self.missing, &self.store) {
+            (Some(_), _) => WRONG,
+            (None, Some(store)) => store.exit_code,
+            (None, None) => FINE,
+        }
     }
 
     fn print(&self) {

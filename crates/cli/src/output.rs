@@ -29,8 +29,8 @@ Exit codes:
 /// Raised when a key changes its meaning or goes away; new keys leave it as it is.
 const JSON_VERSION: u32 = 1;
 
-const FINE: u8 = 0;
-const WRONG: u8 = 1;
+pub(crate) const FINE: u8 = 0;
+pub(crate) const WRONG: u8 = 1;
 const NOT_UNDERSTOOD: u8 = 2;
 const NOT_OPENED: u8 = 3;
 const NOT_DONE: u8 = 4;
@@ -41,6 +41,11 @@ const NOT_DONE: u8 = 4;
 pub(crate) trait Report: Serialize {
     /// Whether nothing is wrong. Decides between exit codes 0 and 1.
     fn is_well(&self) -> bool;
+
+    /// The exit code, where it says more than that.
+    fn exit_code(&self) -> u8 {
+        if self.is_well() { FINE } else { WRONG }
+    }
 
     /// Says it to people, line by line with [`say!`](crate::say).
     fn print(&self);
@@ -82,7 +87,7 @@ struct Words<'a> {
 pub(crate) fn answer<R: Report>(json: bool, command: &str, outcome: Outcome<R>) -> ExitCode {
     let exit_code = match outcome {
         Ok(report) => {
-            let exit_code = if report.is_well() { FINE } else { WRONG };
+            let exit_code = report.exit_code();
             if json {
                 print_json(command, exit_code, &report);
             } else {
@@ -154,13 +159,17 @@ pub(crate) fn shown(name: &str) -> String {
 pub(crate) fn print_line(line: fmt::Arguments<'_>) {
     match writeln!(io::stdout(), "{line}") {
         Ok(()) => {}
-        // As a program that the signal of a closed pipe ends.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(141),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => end_unread(),
         Err(error) => {
             say_aside(format_args!("stead: the answer cannot be written: {error}"));
             std::process::exit(NOT_DONE.into());
         }
     }
+}
+
+/// Ends the process because nobody reads standard output any more: as one that the signal of a closed pipe ends.
+pub(crate) fn end_unread() -> ! {
+    std::process::exit(141)
 }
 
 /// Prints a line beside the answer. Nobody is left to be told if it cannot be.
@@ -177,6 +186,16 @@ pub(crate) fn byte_bar() -> ProgressBar {
 }
 
 impl Failure {
+    /// One word for it: see `docs/command.md`.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// What the process ends with.
+    pub(crate) fn exit_code(&self) -> u8 {
+        self.exit_code
+    }
+
     /// Says where it happened, too.
     pub(crate) fn at(mut self, place: &dyn fmt::Display) -> Failure {
         self.message = format!("{place}: {}", self.message);

@@ -111,16 +111,43 @@ fn what_cannot_be_opened_has_an_exit_code_and_advice() {
         assert_eq!(ran.code, 0, "{ran:?}");
         drop(held);
     }
+    // The doctor ends as they do, and says all else as well.
+    for (name, kind) in [("missing", "missing"), ("file", "not_a_store"), ("empty", "not_a_store")]
+    {
+        let ran = run(&["doctor", &at(name)], &["--json"]);
+        let json = ran.json();
+        common::keys_are_documented("doctor", &json);
+        assert_eq!((ran.code, &json["store"]["kind"]), (3, &kind.into()), "{json}");
+        assert!(json["store"]["error"].is_string() && json["findings"].is_array(), "{json}");
+        assert_eq!(run(&["doctor", &at(name)], &[]).code, 3);
+    }
+    let well = run(&["doctor", &dir], &["--json"]);
+    assert_eq!((well.code, &well.json()["store"]["kind"]), (0, &serde_json::Value::Null));
     let log = temp.path().join("store/log");
     // Cut off: whoever opens it is told so.
     fs::create_dir(at("cut")).unwrap();
     let bytes = fs::read(&log).unwrap();
-    fs::write(at("cut/log"), &bytes[..bytes.len() / 4]).unwrap();
+    // Behind so little nothing is left of what it needs.
+    fs::write(at("cut/log"), &bytes[..128 << 10]).unwrap();
     for command in [&["ls"][..], &["scrub"], &["snapshot", "list"], &["snapshot", "drop"]] {
         let mut args = [command, &[at("cut").leak()]].concat();
         args.extend(["n"].iter().filter(|_| command.contains(&"drop")));
         refused(&args, 1, "damaged", &["cut off"]);
     }
+    // Where its header is cut off, too, as long as the superblock is there.
+    for (length, kind, code) in [
+        (65_536, "damaged", 1),
+        (65_535, "damaged", 1),
+        (16_384, "damaged", 1),
+        (4096, "damaged", 1),
+        (4095, "not_a_store", 3),
+    ] {
+        fs::write(at("cut/log"), &bytes[..length]).unwrap();
+        let words = if code == 1 { ["cut off", "backup"] } else { ["fewer", "give the directory"] };
+        refused(&["stat", &at("cut")], code, kind, &words);
+    }
+    fs::write(at("cut/log"), vec![0; 16_384]).unwrap();
+    refused(&["stat", &at("cut")], 3, "not_a_store", &["fewer"]);
     // Both superblocks gone: too damaged to be opened.
     let mut bytes = fs::read(&log).unwrap();
     bytes[100] ^= 1;
@@ -129,6 +156,8 @@ fn what_cannot_be_opened_has_an_exit_code_and_advice() {
     for command in ["ls", "stat", "verify"] {
         refused(&[command, &dir], 1, "damaged", &["log", "backup"]);
     }
+    let doctor = run(&["doctor", &dir], &["--json"]);
+    assert_eq!((doctor.code, &doctor.json()["store"]["kind"]), (1, &"damaged".into()));
 }
 
 #[test]
@@ -234,6 +263,18 @@ fn the_demo_in_json() {
     let json = ran.json();
     common::keys_are_documented("demo", &json);
     assert_eq!((ran.code, json["kills"].as_u64()), (0, Some(3)), "{json}");
+    // Even one kill tests something, whenever it comes.
+    for n in 0..3 {
+        let dir = temp.path().join(format!("once{n}"));
+        let once = run(&["demo", "--kills", "1", "--store", dir.to_str().unwrap()], &["--json"]);
+        let json = once.json();
+        assert!(json["transfers"].as_u64() > Some(0), "{json}");
+        assert!(json["acknowledgements"].as_u64() > Some(0), "{json}");
+    }
+    let nowhere = ["demo", "--kills", "1", "--store", "/proc/x"];
+    let doctor = run(&["doctor", "/proc/x"], &["--json"]).json();
+    assert_eq!((&doctor["exit_code"], &doctor["store"]["kind"]), (&3.into(), &"missing".into()));
+    refused(&nowhere, 3, "system", &["/proc/x"]);
     // It keeps away from what is not its own.
     let others = temp.path().join("others");
     {

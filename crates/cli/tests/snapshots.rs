@@ -222,3 +222,104 @@ fn a_backup_goes_through_links_and_into_devices() {
     let parts = fs::read_dir(temp.path()).unwrap();
     assert!(parts.flatten().all(|entry| !entry.file_name().to_string_lossy().ends_with(".part")));
 }
+
+#[test]
+fn a_backup_that_nobody_reads_or_that_goes_nowhere_says_so() {
+    let Some(_alone) = alone() else { return };
+    let (_temp, dir) = common::new_bank(5000);
+    let stead = env!("CARGO_BIN_EXE_stead");
+    let sh = |script: &str| {
+        let ran = Command::new("sh").args(["-c", script, stead, &dir]).output().unwrap();
+        (ran.status.code(), String::from_utf8(ran.stderr).unwrap())
+    };
+    // The reader is gone when the first byte comes: it opened the pipe and closed it.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let unread = Command::new(stead).args(["backup", &dir]).stdout(writer).output().unwrap();
+    assert_eq!((unread.status.code(), &unread.stderr[..]), (Some(141), &b""[..]), "{unread:?}");
+    for nowhere in [">&-", "1<>/dev/null"] {
+        let (code, said) = sh(&format!("\"$0\" backup \"$1\" {nowhere}"));
+        assert_eq!(code, Some(4), "{nowhere}: {said}");
+        assert!(said.contains("standard output is closed") && said.contains("-o"), "{said}");
+    }
+    // Said in so many words, it may be thrown away.
+    for thrown_away in [">/dev/null", "-o /dev/null >&-"] {
+        let (code, said) = sh(&format!("\"$0\" backup \"$1\" {thrown_away}"));
+        assert_eq!(code, Some(0), "{thrown_away}: {said}");
+    }
+}
+
+#[test]
+fn an_empty_directory_is_restored_to_however_it_is_written() {
+    let Some(_alone) = alone() else { return };
+    let (temp, dir) = common::new_bank(10);
+    let backup = temp.path().join("backup");
+    let backup = backup.to_str().unwrap();
+    well(&["backup", &dir, "-o", backup]);
+    let restore = |from: &Path, dir: &str| {
+        let stead = Command::new(env!("CARGO_BIN_EXE_stead"))
+            .args(["restore", dir, "-i", backup])
+            .current_dir(from)
+            .output()
+            .unwrap();
+        (stead.status.code(), String::from_utf8(stead.stderr).unwrap())
+    };
+    let top = temp.path();
+    let empty = |name: &str| {
+        fs::create_dir(top.join(name)).unwrap();
+        top.join(name)
+    };
+    for (i, written) in [".", "./", "././.", "../e3", "../e4/."].into_iter().enumerate() {
+        let place = empty(&format!("e{i}"));
+        let (code, said) = restore(&place, written);
+        assert_eq!(code, Some(0), "{written}: {said}");
+        assert_eq!(accounts(&place), 10);
+    }
+    empty("f0");
+    empty("f1");
+    for written in ["f0/", "f1/.", "f2/", "f3/.", "./f4", "f5//.//"] {
+        let (code, said) = restore(top, written);
+        assert_eq!(code, Some(0), "{written}: {said}");
+        assert_eq!(accounts(&top.join(written)), 10);
+    }
+    fs::create_dir(empty("full").join("sub")).unwrap();
+    for (written, why) in
+        [("/", "is there already"), ("full/sub/..", "is there already"), ("none/..", "none/..")]
+    {
+        let (code, said) = restore(top, written);
+        assert!(code == Some(4) && said.contains(why), "{written}: {said}");
+    }
+    // What a killed attempt has left beside it goes, however that was written.
+    let place = empty("g");
+    let left = top.join("g.restoring/store");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("log"), "half of it").unwrap();
+    assert_eq!(restore(&place, ".").0, Some(0));
+    assert_eq!(accounts(&place), 10);
+    let names = fs::read_dir(top).unwrap().flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = names.filter(|name| name.to_string_lossy().contains(".restoring")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_mount_point_is_not_restored_to() {
+    let Some(_alone) = alone() else { return };
+    let (temp, dir) = common::new_bank(10);
+    let backup = temp.path().join("backup");
+    well(&["backup", &dir, "-o", backup.to_str().unwrap()]);
+    let place = temp.path().join("mounted");
+    fs::create_dir(&place).unwrap();
+    let script = "mount -t tmpfs none \"$2\" && exec \"$0\" restore --json \"$2\" -i \"$1\"";
+    let ran = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_stead")])
+        .args([&backup, &place])
+        .output();
+    let Ok(ran) = ran.inspect_err(|error| println!("NOT RUN: unshare: {error}")) else { return };
+    let Ok(json) = serde_json::from_slice::<serde_json::Value>(&ran.stdout) else {
+        println!("NOT RUN: mounting: {}", String::from_utf8_lossy(&ran.stderr));
+        return;
+    };
+    assert_eq!(json["error"]["kind"], "exists", "{json}");
+    assert!(json["error"]["message"].as_str().unwrap().contains("is a mount point"), "{json}");
+    assert!(!temp.path().join("mounted.restoring").exists());
+}
