@@ -147,12 +147,22 @@ pub(crate) fn maybe_path<S: Serializer>(
 
 /// A name as it can stand in a line: as it is, or in quotes with all that cannot be seen written out.
 pub(crate) fn shown(name: &str) -> String {
-    let is_plain = |c: char| matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1;
+    let mut before = ' ';
+    let is_plain = |c: char| {
+        let before = std::mem::replace(&mut before, c);
+        let is_marked = is_mark(c) && (before.is_alphabetic() || is_mark(before));
+        is_marked || matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
+    };
     if !name.is_empty() && name.trim() == name && name.chars().all(is_plain) {
         name.to_owned()
     } else {
         format!("{name:?}")
     }
+}
+
+/// Whether a character is a mark that is seen on the letter before it.
+fn is_mark(c: char) -> bool {
+    matches!(c, '\u{300}'..='\u{34e}' | '\u{350}'..='\u{36f}')
 }
 
 /// Prints a line. Ends the process where that cannot be: quietly when nobody reads any more.
@@ -334,10 +344,13 @@ mod tests {
 
     #[test]
     fn names_are_shown_so_that_one_sees_what_is_in_them() {
-        for plain in ["bank", "größe \"x\" it's a\\b", "日本"] {
+        for plain in ["bank", "größe \"x\" it's a\\b", "日本", "gro\u{308}\u{323}ße"] {
             assert_eq!(shown(plain), plain);
         }
         assert_eq!(shown("a\u{202e}b"), "\"a\\u{202e}b\"");
+        // On nothing, a mark is seen badly; this one never.
+        assert_eq!(shown("\u{308}a"), "\"\\u{308}a\"");
+        assert_eq!(shown("a\u{200b}\u{308}"), "\"a\\u{200b}\\u{308}\"");
         assert_eq!(shown("\u{200b}"), "\"\\u{200b}\"");
         assert_eq!((shown(" "), shown("")), ("\" \"".to_owned(), "\"\"".to_owned()));
     }
