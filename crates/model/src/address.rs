@@ -76,6 +76,9 @@ impl ContainerId {
 
     /// Largest number that the store's formats have room for.
     pub const MAX: ContainerId = ContainerId((1 << 22) - 1);
+
+    /// Stands for a second copy of the system container. No container of a program gets its number.
+    pub const SPARE: ContainerId = ContainerId::MAX;
 }
 
 impl fmt::Display for ContainerId {

@@ -86,7 +86,7 @@ impl<'s> Directory<'s> {
     /// The number that the next container gets; `None` if all have been given.
     pub(crate) fn next_id(&self) -> Option<ContainerId> {
         let id = u32::try_from(self.next_id).ok().map(ContainerId)?;
-        (id <= ContainerId::MAX).then_some(id)
+        (id < ContainerId::SPARE).then_some(id)
     }
 
     /// Looks whether what it says can be: of a directory that has been read from a disk, and whose pointers are right.
@@ -104,7 +104,8 @@ impl<'s> Directory<'s> {
             if self.get(name).is_none_or(|found| found.id != entry.id) {
                 return wrong("is not where it is looked for");
             }
-            if entry.id() == ContainerId::SYSTEM || u64::from(entry.id) >= self.next_id {
+            let of_program = (1..ContainerId::SPARE.0).contains(&entry.id);
+            if !of_program || u64::from(entry.id) >= self.next_id {
                 return wrong("has a number that has not been given");
             }
             if !seen.insert(entry.id) {

@@ -6,6 +6,8 @@
 pub enum Bug {
     /// The directory of containers is walked as it was read.
     DirectoryBelieved,
+    /// The system container is stored once.
+    NoSpare,
 }
 
 #[cfg(feature = "planted")]

@@ -22,7 +22,7 @@ use stead_store::{CreateOptions, OpenReport, ReadError, Store, Stored, Verified,
 
 use crate::container::{Changes, Opened, Place};
 use crate::directory::{Directory, Entry};
-use crate::driver::{Shared, background, faults};
+use crate::driver::{Shared, background, faults, spare};
 use crate::error::{ContainerError, OpenError, OpenErrorKind, RemoveError, StabiliseError};
 use crate::join::Typed;
 use crate::options::{ContainerOptions, OpenOptions};
@@ -216,8 +216,10 @@ impl Site {
         let entries = self.entries().unwrap_or_default().into_iter();
         let mut places: HashMap<_, _> =
             entries.map(|(name, entry)| (entry.id(), (name, entry.base()))).collect();
-        let system = (SYSTEM_NAME.to_owned(), self.system_run().base());
-        places.insert(ContainerId::SYSTEM, system);
+        // Where its spare is damaged, it is what is to be mended.
+        for id in [ContainerId::SYSTEM, ContainerId::SPARE] {
+            places.insert(id, (SYSTEM_NAME.to_owned(), self.system_run().base()));
+        }
         places
     }
 
@@ -235,11 +237,13 @@ impl Site {
         self.shared.store.is_read_only()
     }
 
-    /// The containers of which the store has pages, the system container included, whether the directory names them
-    /// or not: for checks.
+    /// The containers of which the store has pages, the system container included (its spare is not), whether the
+    /// directory names them or not: for checks.
     #[must_use]
     pub fn stored_containers(&self) -> Vec<ContainerId> {
-        self.shared.view().containers()
+        let mut containers = self.shared.view().containers();
+        containers.retain(|&id| id != ContainerId::SPARE);
+        containers
     }
 
     /// Makes everything durable that sections have done before this call. `gate` is how long open
@@ -814,8 +818,8 @@ fn open_place(
     let read = |source| ContainerError::Read { name: name_owned(), source };
     let mut page = [0; PAGE_SIZE];
     let first = PageId { container: id, page: PageNo(0) };
-    let stored = shared.view().read_page(first, &mut page).map_err(read)?;
-    let is_new = stored == Stored::Never;
+    let found = spare::read_run(&shared.view(), first, &mut page).map_err(read)?;
+    let is_new = found.stored == Stored::Never;
     let mut windows_of = std::collections::BTreeMap::<u16, Vec<u32>>::new();
     let mut pages_to_open = Vec::new();
     if is_new {
@@ -878,13 +882,13 @@ fn open_place(
 fn fill(shared: &Shared, place: &Place, id: ContainerId, name: &str) -> Result<(), ContainerError> {
     let read = |source| ContainerError::Read { name: name.to_owned(), source };
     let mut images = vec![0; 64 * PAGE_SIZE];
-    for run in shared.view().stored_pages(id).map_err(read)? {
+    for run in spare::stored_pages(&shared.view(), id).map_err(read)? {
         let mut at = run.start;
         while at < run.end {
             let first = PageId { container: id, page: PageNo(at) };
             let pages = (run.end - at).min(64) as usize;
             let into = &mut images[..pages * PAGE_SIZE];
-            let found = shared.view().read_run(first, into).map_err(read)?;
+            let found = spare::read_run(&shared.view(), first, into).map_err(read)?;
             if found.stored == Stored::Image
                 && let Some(cluster) = place.cluster_of(first.page)
             {

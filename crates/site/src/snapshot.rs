@@ -14,6 +14,7 @@ use stead_store::{
 };
 
 use crate::directory::{Directory, Entry};
+use crate::driver::spare;
 use crate::error::{BackupError, ContainerError, SnapshotError, StabiliseError};
 use crate::join::Typed;
 use crate::quota::give_quota;
@@ -86,6 +87,8 @@ impl Site {
             self.system = Some(system);
             Ok(info)
         });
+        // Its state may be one that an earlier version stored.
+        self.shared.rounds.doubt_spare();
         gone?
     }
 
@@ -190,7 +193,8 @@ fn find_origin(
     let mut page = [0; PAGE_SIZE];
     let first = PageId { container: id, page: PageNo(0) };
     let read = |source| ContainerError::Read { name: origin.to_owned(), source };
-    if id > ContainerId::MAX || view.read_page(first, &mut page).map_err(read)? == Stored::Never {
+    if id >= ContainerId::SPARE || view.read_page(first, &mut page).map_err(read)? == Stored::Never
+    {
         let snapshot = view.snapshot().map_or_else(String::new, |info| info.name.clone());
         return Err(stead_store::SnapshotError::NoContainer { snapshot, container: id }.into());
     }
@@ -237,7 +241,7 @@ pub(crate) fn clear_unfinished(
         .expect("a site reads its directory outside of sections");
     let mut batch = store.batch();
     for id in store.containers() {
-        if id == ContainerId::SYSTEM || known.contains(&id) {
+        if id == ContainerId::SYSTEM || id == ContainerId::SPARE || known.contains(&id) {
             continue;
         }
         let mut page = [0; PAGE_SIZE];
@@ -258,7 +262,9 @@ pub(crate) fn clear_unfinished(
 pub(crate) fn keep_numbers(store: &Store, system: &Typed<Directory<'static>>) {
     let snapshots = store.snapshots();
     let views = snapshots.iter().filter_map(|info| store.view_snapshot(&info.name).ok());
-    let Some(highest) = views.filter_map(|view| view.containers().into_iter().max()).max() else {
+    let of_programs =
+        views.flat_map(|view| view.containers()).filter(|&id| id != ContainerId::SPARE);
+    let Some(highest) = of_programs.max() else {
         return;
     };
     let outside = "a site changes its directory outside of sections";
@@ -274,9 +280,9 @@ pub(crate) fn keep_numbers(store: &Store, system: &Typed<Directory<'static>>) {
 
 fn read_all(view: &View<'_>, container: ContainerId) -> Result<(), ReadError> {
     let mut page = [0; PAGE_SIZE];
-    for range in view.stored_pages(container)? {
+    for range in spare::stored_pages(view, container)? {
         for page_no in range.pages() {
-            view.read_page(PageId { container, page: page_no }, &mut page)?;
+            spare::read_run(view, PageId { container, page: page_no }, &mut page)?;
         }
     }
     Ok(())

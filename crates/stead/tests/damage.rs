@@ -360,3 +360,116 @@ fn memory_that_is_freed_and_taken_again_is_whole() {
     store.stabilise().unwrap();
     assert!(store.site().verify_store(&mut |_| {}).unwrap().is_clean());
 }
+
+/// Which containers there are, and of which of them everything can be read.
+fn can_be_read(dir: &Path) -> Result<(std::vec::Vec<String>, std::vec::Vec<String>)> {
+    let store = stead::open_read_only(dir)?;
+    let names = store.names();
+    let whole =
+        |name: &&String| store.site().existing(name).is_ok_and(|opened| opened.check_all().is_ok());
+    let readable = names.iter().filter(whole).cloned().collect();
+    Ok((names, readable))
+}
+
+/// Each block of a store's log in turn is replaced by zeros. The blocks with which the store cannot be opened; those that
+/// leave fewer containers than one less have no place at all.
+fn blocks_that_refuse(dir: &Path) -> std::vec::Vec<usize> {
+    let log = dir.join("log");
+    let whole = fs::read(&log).unwrap();
+    let (names, readable) = can_be_read(dir).unwrap();
+    assert_eq!(names, readable);
+    let file = fs::OpenOptions::new().write(true).open(&log).unwrap();
+    let (mut refused, mut hit) = (std::vec::Vec::new(), 0);
+    for (block, bytes) in whole.chunks(PAGE_SIZE).enumerate() {
+        if bytes.iter().all(|&byte| byte == 0) {
+            continue;
+        }
+        let at = (block * PAGE_SIZE) as u64;
+        file.write_all_at(&[0; PAGE_SIZE], at).unwrap();
+        match can_be_read(dir) {
+            Ok((still, readable)) => {
+                assert_eq!(still, names, "block {block}");
+                assert!(readable.len() + 1 >= names.len(), "block {block}: only {readable:?}");
+                hit += names.len() - readable.len();
+            }
+            Err(_) => refused.push(block),
+        }
+        file.write_all_at(bytes, at).unwrap();
+    }
+    assert!(hit > 0, "some blocks are pages of containers");
+    refused
+}
+
+fn several(dir: &Path) {
+    let store = stead::open(dir).unwrap();
+    for name in ["one", "two", "three"] {
+        let container = numbers(&store, name).unwrap();
+        container
+            .exclusive(|root, tx| -> Result<_> {
+                (0..2000).try_for_each(|i| root.list.push(tx, i))?;
+                Ok(())
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn whichever_block_is_damaged_all_other_containers_open() {
+    let Some(_alone) = common::alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    several(&dir);
+    assert_eq!(blocks_that_refuse(&dir), []);
+    stead_site::planted::set(Some(stead_site::planted::Bug::NoSpare));
+    let refused = blocks_that_refuse(&dir);
+    stead_site::planted::set(None);
+    assert!(!refused.is_empty(), "a directory that is there once is lost with a block");
+    // Who opens it to change it has it whole again.
+    let file = fs::OpenOptions::new().write(true).open(dir.join("log")).unwrap();
+    let whole = fs::read(dir.join("log")).unwrap();
+    for block in refused {
+        file.write_all_at(&[0xA5; PAGE_SIZE], (block * PAGE_SIZE) as u64).unwrap();
+        let found = stead::open_read_only(&dir).unwrap().site().verify_store(&mut |_| {});
+        assert!(!found.unwrap().is_clean());
+        // The older root as well refers to what was damaged until there are two newer ones.
+        for n in 0..3 {
+            let store = stead::open(&dir).unwrap();
+            let container = numbers(&store, "one").unwrap();
+            container.exclusive(|root, tx| -> Result<_> { Ok(root.list.push(tx, n)?) }).unwrap();
+        }
+        let store = stead::open(&dir).unwrap();
+        let found = store.site().verify_store(&mut |_| {}).unwrap();
+        assert!(found.is_clean(), "block {block}: {found:?}");
+        assert_eq!(store.names(), ["one", "three", "two"]);
+        drop(store);
+        fs::write(dir.join("log"), &whole).unwrap();
+    }
+}
+
+#[test]
+fn a_directory_that_is_stored_once_is_stored_twice_from_the_next_opening_on() {
+    let Some(_alone) = common::alone() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    several(&dir);
+    let spare = stead_model::ContainerId::SPARE;
+    // As earlier versions left it.
+    {
+        let store = stead_store::Store::open(&dir).unwrap().0;
+        assert!(store.view().stored_count(spare) > 0);
+        let mut batch = store.batch();
+        batch.drop_container(spare);
+        store.commit(&mut batch).unwrap();
+        store.take_snapshot("early").unwrap();
+    }
+    let count = || stead_store::Store::open_read_only(&dir).unwrap().0.view().stored_count(spare);
+    assert_eq!(count(), 0);
+    drop(stead::open(&dir).unwrap());
+    assert!(count() > 0);
+    let mut store = stead::open(&dir).unwrap();
+    store.go_back("early").unwrap();
+    assert_eq!(store.names(), ["one", "three", "two"]);
+    drop(store);
+    assert!(count() > 0);
+    assert_eq!(can_be_read(&dir).unwrap().1.len(), 3);
+}

@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::mpsc;
@@ -101,7 +102,8 @@ impl Other {
 
     fn kill(mut self) {
         self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        let ended = self.child.wait().unwrap();
+        assert_eq!(ended.signal(), Some(libc::SIGKILL), "it ended by itself: {ended}");
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod background;
 pub(crate) mod damage;
 pub(crate) mod faults;
 pub(crate) mod rounds;
+pub(crate) mod spare;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

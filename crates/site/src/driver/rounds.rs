@@ -2,7 +2,6 @@
 //! (B1, B4, B5, B8). In which order is decided in `step::rounds`. Runs on the thread that asked for it, never
 //! on the fault loop. Read [`RoundTable::stabilise`] first.
 
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -13,11 +12,10 @@ use stead_memory::{
 use stead_model::{PageId, PageNo, PageRange};
 use stead_store::{Batch, CommitError, Committed};
 
-use super::Shared;
 use super::ahead::Ahead;
+use super::{Shared, spare};
 use crate::container::Opened;
 use crate::error::StabiliseError;
-use crate::join::copy_mapped;
 use crate::site::say_lost;
 use crate::step::rounds::{Effect, Event, Pace, Rounds, Stable, Wish};
 use crate::step::search::{Change, Found, Search};
@@ -65,6 +63,8 @@ struct RoundState {
     /// Counts when the search was last reckoned.
     searched: CounterValues,
     log_refusal: Option<Unsupported>,
+    /// Whether it has been seen to that the system container is stored twice.
+    spare_is_sound: bool,
 }
 
 /// Closed gates, and pages that have to be protected before they open, whatever happens.
@@ -98,6 +98,7 @@ impl RoundTable {
                 change: None,
                 searched: CounterValues::default(),
                 log_refusal: None,
+                spare_is_sound: false,
             }),
             begun: AtomicU64::new(0),
             counts: RoundCounts::default(),
@@ -140,6 +141,11 @@ impl RoundTable {
         let mut state = self.lock();
         edit(&mut state.batch)?;
         Ok(self.run(shared, &mut state, Wish::Asked { gate }))
+    }
+
+    /// Has the next round look whether the system container is stored twice, as the first one did.
+    pub(crate) fn doubt_spare(&self) {
+        self.lock().spare_is_sound = false;
     }
 
     /// Makes everything durable, and then, before any other round can begin, does `then`.
@@ -235,6 +241,9 @@ impl RoundTable {
         wish: Wish,
     ) -> Result<Stable, StabiliseError> {
         let round = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        if !std::mem::replace(&mut state.spare_is_sound, true) {
+            spare::mend(shared, &mut state.batch);
+        }
         let containers = shared.containers();
         let gates: Vec<&Gate> = containers.iter().map(|c| &c.gate).collect();
         let mut closed: Option<Behind<'_>> = None;
@@ -420,7 +429,7 @@ impl RoundTable {
         for container in containers {
             container.arena.take_freed_pages(&mut |range: PageRange| {
                 for page in range.pages() {
-                    batch.zero(PageId { container: container.id(), page });
+                    spare::zero(batch, PageId { container: container.id(), page });
                 }
                 if let Some(cluster) = container.place.cluster_of(PageNo(range.start)) {
                     // Memory that cannot be given back now is given back when it is next free.
@@ -471,8 +480,8 @@ fn copy_found(
 /// Pages that are copied in one go, so that writing them can begin.
 const COPY_AT_ONCE: u64 = 256;
 
-/// Copies the pages of a dirty run that hold something, run by run. How many.
-fn copy_range(
+/// Copies the pages of a run that hold something, part by part. How many.
+pub(super) fn copy_range(
     batch: &mut Batch,
     container: &Opened,
     range: PageRange,
@@ -491,14 +500,8 @@ fn copy_range(
             end += 1;
         }
         let first = PageId { container: container.id(), page: PageNo(at) };
-        let copied = batch.try_push_run(first, end - at, |page, into| {
-            copy_mapped(&container.place, page, into);
-            Ok::<(), Infallible>(())
-        });
-        match copied {
-            Ok(()) => page_count += end - at,
-            Err(never) => match never {},
-        }
+        spare::push_run(batch, &container.place, first, end - at);
+        page_count += end - at;
         if let Some(ahead) = ahead {
             ahead.give(batch);
         }
