@@ -780,8 +780,12 @@ impl Chunk {
     }
 
     /// Whether the block was, before something happened to it, or was to become, chunk `serial` of `epoch`: as
-    /// far as one can tell when one part of it is wrong.
+    /// far as one can tell when one part of it is wrong. A whole header is the chunk that it says, and no other: it may have
+    /// been left from an earlier use of the segment.
     pub(crate) fn resembles(block: &[u8], store_id: u128, epoch: u64, serial: u64) -> bool {
+        if let Some((chunk, _)) = Chunk::decode(block, store_id) {
+            return (chunk.epoch, chunk.serial) == (epoch, serial);
+        }
         let signs = [
             get_u64(block, 0) == CHUNK_MAGIC,
             get_u128(block, 8) == store_id,
@@ -978,7 +982,15 @@ mod tests {
         assert_eq!((get_u32(&block, 52), get_u32(&block, 112)), (0x0102, 4));
         assert_eq!(chunk.proves(), 10 - 1 - 4);
         assert_eq!(Chunk { kind: ChunkKind::Commit, ..chunk.clone() }.proves(), 10);
-        assert_eq!(Chunk::decode(&block, 1).map(|(chunk, _)| chunk), Some(chunk));
+        assert_eq!(Chunk::decode(&block, 1).map(|(chunk, _)| chunk), Some(chunk.clone()));
+        // A whole header is no other chunk's; a damaged one may have been any that it is like.
+        let (epoch, serial) = (chunk.epoch, chunk.serial);
+        assert!(Chunk::resembles(&block, 1, epoch, serial));
+        assert!(!Chunk::resembles(&block, 1, epoch, serial + 1));
+        block[4000] ^= 1;
+        assert!(Chunk::resembles(&block, 1, epoch, serial));
+        assert!(Chunk::resembles(&block, 1, epoch, serial + 1));
+        assert!(!Chunk::resembles(&block, 1, epoch + 1, serial + 1));
     }
 
     #[test]

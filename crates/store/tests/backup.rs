@@ -95,7 +95,7 @@ fn restored(parent: &Path, streams: &[&[u8]], model: &Model) {
     assert_eq!(said.bytes, streams.iter().map(|stream| stream.len() as u64).sum::<u64>());
     assert!(!parent.join("restored.restoring").exists());
     let (store, report) = Store::open(&dir).unwrap();
-    assert!(!report.fell_back && report.unfinished.is_none());
+    assert!(!report.fell_back && report.unfinished.is_none(), "{report:?}");
     assert_eq!((store.header().base_window, store.header().created), (77, 123_456));
     assert_eq!(&contents(&store.view()), model);
     assert!(store.verify(&mut |_| {}).unwrap().is_clean());
