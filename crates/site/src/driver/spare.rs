@@ -18,7 +18,7 @@ use crate::planted::{self, Bug};
 const PIECE_PAGES: usize = 64;
 
 /// Whether this is the container that is stored twice.
-pub(crate) fn has_one(container: ContainerId) -> bool {
+fn has_one(container: ContainerId) -> bool {
     container == ContainerId::SYSTEM && !planted::is(Bug::NoSpare)
 }
 
@@ -41,8 +41,8 @@ pub(crate) fn read_run(view: &View<'_>, first: PageId, into: &mut [u8]) -> Resul
     })
 }
 
-/// As [`View::stored_pages`]; for a container that is stored twice those of the spare, if it has any that are known: part
-/// of its own map may be lost, and which pages that told then not be known.
+/// As [`View::stored_pages`]; for a container that is stored twice those of the spare, where part of its own map is lost:
+/// that then says of too many pages that they may be stored, or nothing.
 pub(crate) fn stored_pages(
     view: &View<'_>,
     container: ContainerId,
@@ -53,7 +53,6 @@ pub(crate) fn stored_pages(
     }
     let count = |pages: &[PageRange]| pages.iter().map(|range| range.page_count()).sum::<u64>();
     match (own, view.stored_pages(ContainerId::SPARE)) {
-        // Of a map of which a part is lost it says more than there can be.
         (Ok(own), Ok(spare)) if spare.is_empty() || count(&own) <= count(&spare) => Ok(own),
         (_, Ok(spare)) if !spare.is_empty() => Ok(spare),
         (own, _) => own,
